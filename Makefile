@@ -1,0 +1,89 @@
+# Ingot. `make help` lists the targets; it is generated from the `##` comments below.
+#   make            every program into build/        make test T=rope     one test
+#   make demo       raw text -> trained model        make bench B=matmul  one benchmark
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+BUILD    ?= build
+CXX      ?= g++
+ifeq ($(origin CXX),default)
+CXX      := g++
+endif
+WARNINGS := -Wall -Wextra -Werror -Wno-psabi
+# No -ffast-math: it deletes the NaN checks a trainer needs. Vector code spells its own reductions out.
+CXXFLAGS ?= -O2 -g1
+COMPILE  := $(CXX) -std=c++20 $(CXXFLAGS) $(WARNINGS) -I. -MMD -MP -pthread
+KERNEL   := -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast
+
+# ---- kernels: one source, one compilation per instruction set (kernels/isa.h) ---------------------------------------
+ARCH := $(shell uname -m)
+ifeq ($(ARCH),x86_64)
+ISAS := avx2 avx512 avx512_bf16
+endif
+ISA_avx2        := -march=x86-64-v3
+ISA_avx512      := -march=x86-64-v4
+ISA_avx512_bf16 := -march=x86-64-v4 -mavx512bf16
+
+KERNEL_SOURCES := $(wildcard kernels/*.cpp)
+$(BUILD)/kernels/plain/%.o: kernels/%.cpp
+	@mkdir -p $(@D)
+	$(COMPILE) $(KERNEL) -c $< -o $@
+define isa_rules
+$(BUILD)/kernels/$(1)/%.o: kernels/%.cpp
+	@mkdir -p $$(@D)
+	$$(COMPILE) $$(KERNEL) $$(ISA_$(1)) -DISA_NAMESPACE=isa_$(1) -c $$< -o $$@
+# One relocatable object whose only global symbols are the set's own: inline functions compiled for it stay inside it.
+$(BUILD)/kernels/$(1).o: $$(KERNEL_SOURCES:kernels/%.cpp=$(BUILD)/kernels/$(1)/%.o)
+	ld -r --force-group-allocation $$^ -o $$@.tmp
+	objcopy --wildcard --keep-global-symbol='*isa_$(1)*' $$@.tmp $$@
+	@rm -f $$@.tmp
+endef
+$(foreach isa,$(ISAS),$(eval $(call isa_rules,$(isa))))
+
+# ---- libraries, one per layer; *_main.cpp are programs -------------------------------------------------------------
+$(BUILD)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(COMPILE) -c $< -o $@
+$(BUILD)/train.o: train.cu
+	@mkdir -p $(@D)
+	$(COMPILE) -x c++ -c $< -o $@
+
+sources = $(filter-out %_main.cpp,$(wildcard $(1)/*.cpp))
+define library_rules
+$(BUILD)/lib$(1).a: $(patsubst %.cpp,$(BUILD)/%.o,$(call sources,$(1)))
+	@rm -f $$@
+	ar rcs $$@ $$^
+endef
+$(foreach layer,core tokenizer data model eval,$(eval $(call library_rules,$(layer))))
+$(BUILD)/libkernels.a: $(KERNEL_SOURCES:kernels/%.cpp=$(BUILD)/kernels/plain/%.o) $(ISAS:%=$(BUILD)/kernels/%.o)
+	@rm -f $@
+	ar rcs $@ $^
+
+LIBRARIES := $(foreach layer,eval model data tokenizer kernels core,$(BUILD)/lib$(layer).a)
+LDLIBS    := -lsimdjson -lgumbo -lzstd -lxxhash -lsodium
+
+# ---- programs ------------------------------------------------------------------------------------------------------
+MAINS    := $(wildcard core/*_main.cpp tokenizer/*_main.cpp data/*_main.cpp model/*_main.cpp eval/*_main.cpp)
+PROGRAMS := $(foreach main,$(MAINS),$(BUILD)/$(patsubst %_main.cpp,%,$(notdir $(main)))) $(if $(wildcard train.cu),$(BUILD)/train)
+define program_rules
+$(BUILD)/$(patsubst %_main.cpp,%,$(notdir $(1))): $(BUILD)/$(1:.cpp=.o) $(LIBRARIES)
+	$$(CXX) -pthread $$< $$(LIBRARIES) $$(LDLIBS) -o $$@
+endef
+$(foreach main,$(MAINS),$(eval $(call program_rules,$(main))))
+$(BUILD)/train: $(BUILD)/train.o $(LIBRARIES)
+	$(CXX) -pthread $< $(LIBRARIES) $(LDLIBS) -o $@
+
+.PHONY: all
+all: $(PROGRAMS)  ## every program into build/
+
+# ---- tests and benchmarks ------------------------------------------------------------------------------------------
+TESTS   := $(patsubst tests/%.cpp,$(BUILD)/tests/%,$(wildcard tests/test_*.cpp))
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARIES)
+	$(CXX) -pthread $< $(LIBRARIES) $(LDLIBS) -lgtest -lgtest_main -o $@
+BENCHES := $(patsubst bench/%.cpp,$(BUILD)/bench/%,$(wildcard bench/bench_*.cpp))
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(LIBRARIES)
+	$(CXX) -pthread $< $(LIBRARIES) $(LDLIBS) -lbenchmark -o $@
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

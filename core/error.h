@@ -1,0 +1,53 @@
+// Errors come in two kinds. InputError: the user, a file or a flag is wrong; one line on stderr, exit 2.
+// InternalError: this program is wrong; the failed expression with its values, exit 1.
+#pragma once
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+// One piece of a message; numbers print in full.
+struct Piece {
+    std::string text;
+    Piece(const char* s) : text(s) {}
+    Piece(std::string_view s) : text(s) {}
+    Piece(const std::string& s) : text(s) {}
+    Piece(char c) : text(1, c) {}
+    Piece(int v) : text(std::to_string(v)) {}
+    Piece(unsigned v) : text(std::to_string(v)) {}
+    Piece(long v) : text(std::to_string(v)) {}
+    Piece(unsigned long v) : text(std::to_string(v)) {}
+    Piece(long long v) : text(std::to_string(v)) {}
+    Piece(unsigned long long v) : text(std::to_string(v)) {}
+    Piece(double v);  // shortest form that reads back
+};
+std::string cat(std::initializer_list<Piece> pieces);  // cat({"step ", 3, ": loss ", 2.5})
+
+struct InputError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+struct InternalError : std::logic_error {
+    using std::logic_error::logic_error;
+};
+
+// What is wrong with the input. Empty fields are left out of the line:
+//   "error: <what>: <where>: expected <expected>, got <actual>  hint: <hint>"
+struct Complaint {
+    std::string what;
+    std::string where = {};  // file, line, byte, tensor
+    std::string expected = {};
+    std::string actual = {};
+    std::string hint = {};  // the flag or command to try
+};
+[[noreturn]] void fail_input(const Complaint& complaint);
+[[noreturn]] void fail_check(const char* file, int line, const char* expression, const std::string& detail);
+
+// CHECK(n > 0, cat({"n=", n})): an invariant of the program, never a judgement on input.
+#define CHECK(condition, detail)                                                \
+    do {                                                                        \
+        if (!(condition)) fail_check(__FILE__, __LINE__, #condition, (detail)); \
+    } while (0)
+
+// Runs a program's body; turns InputError into exit 2 and every other exception into exit 1, one line on stderr each.
+// `on_failure` (may be null) runs before the exit: the trainer takes all ranks down there.
+int run_main(int argc, char** argv, int (*body)(int argc, char** argv), void (*on_failure)() = nullptr);

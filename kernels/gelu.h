@@ -1,0 +1,8 @@
+// GELU, tanh form (Hendrycks & Gimpel 2016): gelu(x) = x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))
+//   out, inp, dinp, dout [N,F] f32|bf16, one dtype. out may alias inp, dinp may alias dout.
+// (Training fuses it into kernels/matmul; these stand alone for recompute and as that fusion's oracle.)
+#pragma once
+#include "core/tensor.h"
+
+void gelu_forward(Tensor out, Tensor inp, Stream stream = {});
+void gelu_backward(Tensor dinp, Tensor inp, Tensor dout, Stream stream = {});

@@ -1,0 +1,7 @@
+// Squared ReLU (So et al. 2021, Primer): out = max(x, 0)^2,  dinp = 2 max(x, 0) dout
+//   out, inp, dinp, dout [N,F] f32|bf16, one dtype. out may alias inp, dinp may alias dout.
+#pragma once
+#include "core/tensor.h"
+
+void relu2_forward(Tensor out, Tensor inp, Stream stream = {});
+void relu2_backward(Tensor dinp, Tensor inp, Tensor dout, Stream stream = {});
