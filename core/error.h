@@ -48,6 +48,6 @@ struct Complaint {
         if (!(condition)) fail_check(__FILE__, __LINE__, #condition, (detail)); \
     } while (0)
 
-// Runs a program's body; turns InputError into exit 2 and every other exception into exit 1, one line on stderr each.
-// `on_failure` (may be null) runs before the exit: the trainer takes all ranks down there.
+// Runs a program's body; turns InputError into exit 2 and every other exception into exit 1, one line on
+// stderr each. `on_failure` (may be null) runs before the exit: the trainer takes all ranks down there.
 int run_main(int argc, char** argv, int (*body)(int argc, char** argv), void (*on_failure)() = nullptr);

@@ -1,5 +1,5 @@
-// Files: whole-or-nothing writes, memory maps, hashes. Every failure is an InputError naming the path and the reason
-// (a full disk is the user's to mend, not a crash).
+// Files: whole-or-nothing writes, memory maps, hashes. Every failure is an InputError naming the path and the
+// reason (a full disk is the user's to mend, not a crash).
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -16,15 +16,17 @@ public:
     ~MappedFile();
     const uint8_t* data() const { return data_; }
     int64_t bytes() const { return bytes_; }
-    std::string_view text() const { return {reinterpret_cast<const char*>(data_), static_cast<size_t>(bytes_)}; }
+    std::string_view text() const {
+        return {reinterpret_cast<const char*>(data_), static_cast<size_t>(bytes_)};
+    }
 
 private:
     const uint8_t* data_ = nullptr;
     int64_t bytes_ = 0;
 };
 
-// A file that appears under `path` only at commit(): written to a temporary name beside it, fsynced, renamed, its
-// directory fsynced. Destroyed without commit, it leaves nothing behind.
+// A file that appears under `path` only at commit(): written to a temporary name beside it, fsynced, renamed,
+// its directory fsynced. Destroyed without commit, it leaves nothing behind.
 class AtomicFile {
 public:
     explicit AtomicFile(const std::string& path);
@@ -46,7 +48,8 @@ private:
 };
 
 // The same for a directory: fill temporary(), then commit() fsyncs every file in it and renames it to `path`.
-// commit() refuses when `path` exists. Leftovers of killed writers ("PATH.tmp-*") are removed by the constructor.
+// commit() refuses when `path` exists. Leftovers of killed writers ("PATH.tmp-*") are removed by the
+// constructor.
 class AtomicDirectory {
 public:
     explicit AtomicDirectory(const std::string& path);
@@ -69,8 +72,8 @@ bool is_directory(const std::string& path);
 void make_directories(const std::string& path);
 int64_t file_bytes(const std::string& path);
 std::vector<std::string> list_directory(const std::string& path);  // names, sorted
-// Shell-style glob (* ? [..]), commas separate patterns; sorted, without repeats. A pattern that matches nothing is an
-// InputError that names it and `flag`.
+// Shell-style glob (* ? [..]), commas separate patterns; sorted, without repeats. A pattern that matches
+// nothing is an InputError that names it and `flag`.
 std::vector<std::string> expand_globs(const std::string& patterns, const std::string& flag);
 
 // SHA-256 (libsodium): custody of files. Lower-case hex.

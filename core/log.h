@@ -7,7 +7,8 @@
 #include <utility>
 #include <vector>
 
-// Progress of long work. On a terminal one line redrawn at most ten times a second; otherwise a plain line every ~5 s.
+// Progress of long work. On a terminal one line redrawn at most ten times a second; otherwise a plain line
+// every ~5 s.
 class Progress {
 public:
     // total < 0: unknown. unit: "tok", "MB", "docs".
@@ -38,7 +39,8 @@ private:
 };
 std::string json_quote(std::string_view text);  // escapes; invalid UTF-8 becomes U+FFFD
 
-// DIR/log.jsonl (appended) and DIR/events.out.tfevents.* (TFRecord framing with masked CRC-32C, scalar summaries).
+// DIR/log.jsonl (appended) and DIR/events.out.tfevents.* (TFRecord framing with masked CRC-32C, scalar
+// summaries).
 class RunLog {
 public:
     explicit RunLog(const std::string& directory);

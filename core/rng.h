@@ -1,6 +1,6 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). Every draw is a pure function of (key,
-// counter), so any element can be drawn alone, in any order, on any number of threads, and nothing has to be saved to
-// resume.
+// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). Every draw is a pure function of
+// (key, counter), so any element can be drawn alone, in any order, on any number of threads, and nothing has
+// to be saved to resume.
 #pragma once
 #include <cstdint>
 
@@ -19,8 +19,8 @@ float random_uniform(RandomKey key, uint64_t counter);  // [0, 1), 24 bits
 float random_normal(RandomKey key, uint64_t counter);   // N(0, 1), Box-Muller of the counter's own two words
 uint64_t random_below(RandomKey key, uint64_t counter, uint64_t bound);  // [0, bound), unbiased to 2^-64
 
-// A permutation of [0, n) of which any element can be computed alone: a four-round Feistel network over the smallest
-// even-bit domain >= n with cycle walking. The same (key, n) gives the same permutation everywhere.
+// A permutation of [0, n) of which any element can be computed alone: a four-round Feistel network over the
+// smallest even-bit domain >= n with cycle walking. The same (key, n) gives the same permutation everywhere.
 class RandomPermutation {
 public:
     RandomPermutation(RandomKey key, uint64_t n);

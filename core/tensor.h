@@ -1,5 +1,5 @@
-// Tensor: a non-owning view of contiguous row-major memory. It knows its element type, its shape and where it lies;
-// it never allocates. Owners are Arena (model/) and Buffer (below).
+// Tensor: a non-owning view of contiguous row-major memory. It knows its element type, its shape and where it
+// lies; it never allocates. Owners are Arena (model/) and Buffer (below).
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,5 +1,5 @@
-// One pool of threads for the whole process. Work is split by index, never by thread: what a task computes may depend
-// on its index only, so that results are the same bits for any number of threads.
+// One pool of threads for the whole process. Work is split by index, never by thread: what a task computes
+// may depend on its index only, so that results are the same bits for any number of threads.
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -14,8 +14,9 @@ class TaskRef {
 public:
     template <class F>
     requires(!std::is_same_v<std::remove_cvref_t<F>, TaskRef>) TaskRef(F&& f)
-        : object_(const_cast<void*>(static_cast<const void*>(&f))),
-          call_([](void* object, int64_t index) { (*static_cast<std::remove_reference_t<F>*>(object))(index); }) {}
+        : object_(const_cast<void*>(static_cast<const void*>(&f))), call_([](void* object, int64_t index) {
+              (*static_cast<std::remove_reference_t<F>*>(object))(index);
+          }) {}
     void operator()(int64_t index) const { call_(object_, index); }
 
 private:
@@ -23,12 +24,14 @@ private:
     void (*call_)(void*, int64_t);
 };
 
-// Calls task(i) for every i in [0, count), each once, on all threads; returns when all are done. Tasks are handed out
-// one by one from a shared counter (so uneven tasks balance). Nested calls run serially in the caller. The first
-// exception thrown by a task is rethrown here. Workers spin briefly between calls, then sleep.
+// Calls task(i) for every i in [0, count), each once, on all threads; returns when all are done. Tasks are
+// handed out one by one from a shared counter (so uneven tasks balance). Nested calls run serially in the
+// caller. The first exception thrown by a task is rethrown here. Workers spin briefly between calls, then
+// sleep.
 void parallel_for(int64_t count, TaskRef task);
 
-// Calls task(begin, end) over fixed pieces of `grain` indices; the pieces do not depend on the number of threads.
+// Calls task(begin, end) over fixed pieces of `grain` indices; the pieces do not depend on the number of
+// threads.
 template <class F>
 void parallel_ranges(int64_t count, int64_t grain, F&& task) {
     const int64_t pieces = (count + grain - 1) / grain;

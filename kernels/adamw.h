@@ -1,8 +1,9 @@
 // AdamW (Loshchilov & Hutter 2019), bias-corrected, decoupled decay, one pass over memory:
 //   g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   master -= lr * ( (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps) + weight_decay * master )
-//   param   = bf16(master), stochastically rounded with the key (element index as counter), when param is given
-//   master, m, v inout [n] f32      grad in [n] f32      param out [n] bf16, or absent when master is the parameter
+//   param   = bf16(master), stochastically rounded with the key (element index as counter), when param is
+//   given master, m, v inout [n] f32      grad in [n] f32      param out [n] bf16, or absent when master is
+//   the parameter
 #pragma once
 #include "core/rng.h"
 #include "core/tensor.h"

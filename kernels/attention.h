@@ -1,8 +1,9 @@
-// Causal softmax attention within documents, tiled: T x T is never stored (Dao et al. 2022, FlashAttention; forward
-// keeps the log-sum-exp only). Grouped-query: query head h reads kv head h / (H/K). scale = 1/sqrt(D) unless given.
-//   out[n,h,:] = sum_m softmax_m(scale * q[n,h].k[m,h']) v[m,h'],   m in the same document, m <= n, n - m < window
-//   out     out [N, H*D] f32|bf16          lse out [H, N] f32, natural log, kept for backward
-//   qkv     in  [N, (H+2K)*D] same dtype, after RoPE          cu_seqlens in [S+1] i32: 0 = first, ascending, N = last
+// Causal softmax attention within documents, tiled: T x T is never stored (Dao et al. 2022, FlashAttention;
+// forward keeps the log-sum-exp only). Grouped-query: query head h reads kv head h / (H/K). scale = 1/sqrt(D)
+// unless given.
+//   out[n,h,:] = sum_m softmax_m(scale * q[n,h].k[m,h']) v[m,h'],   m in the same document, m <= n, n - m <
+//   window out     out [N, H*D] f32|bf16          lse out [H, N] f32, natural log, kept for backward qkv in
+//   [N, (H+2K)*D] same dtype, after RoPE          cu_seqlens in [S+1] i32: 0 = first, ascending, N = last
 //   window  0: unlimited.   D: any multiple of 8 up to 256.
 // A token's result depends on its own document only: same bits alone or packed, for any number of threads.
 #pragma once
@@ -19,13 +20,14 @@ struct AttentionShape {
 void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, const AttentionShape& shape,
                        MatmulMath math, Stream stream = {});
 
-//   dqkv    out [N, (H+2K)*D], set.   dout, out in [N,H*D].   scratch: attention_backward_scratch_bytes(...) bytes
+//   dqkv    out [N, (H+2K)*D], set.   dout, out in [N,H*D].   scratch: attention_backward_scratch_bytes(...)
+//   bytes
 int64_t attention_backward_scratch_bytes(int64_t num_tokens, int64_t max_seqlen, int64_t head_dim,
                                          const AttentionShape& shape);
 void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
                         const AttentionShape& shape, MatmulMath math, Tensor scratch, Stream stream = {});
 
-// Decoding: n new queries of one sequence at positions past .. past+n-1 against a cache that already holds their keys
-// and values.   out [n, H*D]   qkv [n, (H+2K)*D] (queries are read)   k_cache, v_cache [maxT, K*D]
-void attention_cached(Tensor out, Tensor qkv, Tensor k_cache, Tensor v_cache, int64_t past, const AttentionShape& shape,
-                      Stream stream = {});
+// Decoding: n new queries of one sequence at positions past .. past+n-1 against a cache that already holds
+// their keys and values.   out [n, H*D]   qkv [n, (H+2K)*D] (queries are read)   k_cache, v_cache [maxT, K*D]
+void attention_cached(Tensor out, Tensor qkv, Tensor k_cache, Tensor v_cache, int64_t past,
+                      const AttentionShape& shape, Stream stream = {});

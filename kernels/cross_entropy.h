@@ -1,11 +1,11 @@
 // Classifier head and softmax cross-entropy in one: logits = hidden weight^T, loss[n] = lse(logits[n]) -
-// logits[n,target]. Rows go through in chunks of cross_entropy_chunk_rows(N, V): logits exist for one chunk only, and
-// become dlogits in place.
+// logits[n,target]. Rows go through in chunks of cross_entropy_chunk_rows(N, V): logits exist for one chunk
+// only, and become dlogits in place.
 //   losses   out [N] f32 in nats, 0 where targets < 0
-//   dhidden  out [N,C] hidden's dtype, set.   dweight out [V,C] f32, += (= when !accumulate).   Both absent: losses
-//   only. hidden   in  [N,C] f32|bf16      weight in [V,C] f32|bf16      targets in [N] i32 in [-1,V) dloss_scale:
-//   gradient of the total with respect to each counted loss, e.g. 1 / tokens of the whole optimizer step scratch  in
-//   cross_entropy_scratch_bytes(...) bytes
+//   dhidden  out [N,C] hidden's dtype, set.   dweight out [V,C] f32, += (= when !accumulate).   Both absent:
+//   losses only. hidden   in  [N,C] f32|bf16      weight in [V,C] f32|bf16      targets in [N] i32 in [-1,V)
+//   dloss_scale: gradient of the total with respect to each counted loss, e.g. 1 / tokens of the whole
+//   optimizer step scratch  in cross_entropy_scratch_bytes(...) bytes
 // Deterministic.
 #pragma once
 #include "core/tensor.h"
@@ -13,5 +13,6 @@
 
 int64_t cross_entropy_chunk_rows(int64_t num_rows, int64_t vocab_size);
 int64_t cross_entropy_scratch_bytes(int64_t num_rows, int64_t vocab_size, DType hidden_dtype);
-void cross_entropy(Tensor losses, Tensor dhidden, Tensor dweight, Tensor hidden, Tensor weight, Tensor targets,
-                   float dloss_scale, bool accumulate, MatmulMath math, Tensor scratch, Stream stream = {});
+void cross_entropy(Tensor losses, Tensor dhidden, Tensor dweight, Tensor hidden, Tensor weight,
+                   Tensor targets, float dloss_scale, bool accumulate, MatmulMath math, Tensor scratch,
+                   Stream stream = {});

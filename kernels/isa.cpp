@@ -12,7 +12,8 @@ constexpr const char* kNames[] = {"plain", "avx2", "avx512", "avx512_bf16"};
 Isa detect() {
 #ifdef __x86_64__
     __builtin_cpu_init();  // reads CPUID and, for the wide registers, what the kernel saves (XGETBV)
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512cd");
@@ -52,7 +53,8 @@ Isa isa_from_name(const char* name) {
     for (int i = 0; i < 4; ++i) {
         if (std::string(name) == kNames[i]) return static_cast<Isa>(i);
     }
-    fail_input(
-        {.what = "unknown instruction set", .expected = "auto, plain, avx2, avx512 or avx512_bf16", .actual = name});
+    fail_input({.what = "unknown instruction set",
+                .expected = "auto, plain, avx2, avx512 or avx512_bf16",
+                .actual = name});
 }
 #endif

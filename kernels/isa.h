@@ -1,7 +1,8 @@
-// One source, several instruction sets. Every kernels/*.cpp is compiled once per set (Makefile: ISAS) with its code
-// inside `namespace ISA_NAMESPACE`; the `plain` compilation also defines the public function, which picks the best set
-// that this processor and kernel allow. Objects of one set are linked into one relocatable file whose other symbols are
-// made local (Makefile), so that no inline function compiled for AVX-512 can be taken by code that must run without it.
+// One source, several instruction sets. Every kernels/*.cpp is compiled once per set (Makefile: ISAS) with
+// its code inside `namespace ISA_NAMESPACE`; the `plain` compilation also defines the public function, which
+// picks the best set that this processor and kernel allow. Objects of one set are linked into one relocatable
+// file whose other symbols are made local (Makefile), so that no inline function compiled for AVX-512 can be
+// taken by code that must run without it.
 #pragma once
 
 enum class Isa : int { plain = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
@@ -17,8 +18,8 @@ Isa isa_from_name(const char* name);  // "auto" gives best_isa(); InputError for
 #define ISA_PLAIN 1
 #endif
 
-// KERNEL_ENTRY(void, name, (int a, int b), (a, b)), at file scope behind the namespace: the public function of the
-// header.
+// KERNEL_ENTRY(void, name, (int a, int b), (a, b)), at file scope behind the namespace: the public function
+// of the header.
 #if !defined(ISA_PLAIN)
 #define KERNEL_ENTRY(result, name, parameters, arguments)
 #elif defined(__x86_64__)

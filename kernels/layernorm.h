@@ -1,5 +1,5 @@
-// LayerNorm over the last axis (Ba et al. 2016).  y = (x - mean) * rstd * w + b,  rstd = 1/sqrt(var + eps), biased
-// variance
+// LayerNorm over the last axis (Ba et al. 2016).  y = (x - mean) * rstd * w + b,  rstd = 1/sqrt(var + eps),
+// biased variance
 //   y     out [N,C] f32|bf16      mean, rstd out [N] f32, kept for backward
 //   x     in  [N,C] same dtype    w, b       in  [C] same dtype
 // backward: dx = (or += when accumulate_dx: the residual stream's gradient), dw += and db += in f32.
@@ -7,7 +7,8 @@
 #pragma once
 #include "core/tensor.h"
 
-void layernorm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps, Stream stream = {});
+void layernorm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps,
+                       Stream stream = {});
 //   dx out [N,C] x's dtype   dw, db out [C] f32, += ;  dy in [N,C] x's dtype
-void layernorm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean, Tensor rstd,
-                        bool accumulate_dx, Stream stream = {});
+void layernorm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean,
+                        Tensor rstd, bool accumulate_dx, Stream stream = {});

@@ -1,13 +1,14 @@
-// Matrix products of training, with fused epilogues. Weights are [OC,C] ("out, in"), as in Hugging Face's linear
-// layers.
+// Matrix products of training, with fused epilogues. Weights are [OC,C] ("out, in"), as in Hugging Face's
+// linear layers.
 //   forward:          out[n,o]     = sum_c inp[n,c] * weight[o,c] + bias[o]
 //   backward input:   dinp[n,c]    = sum_o dout[n,o] * weight[o,c]
 //   backward weight:  dweight[o,c] (+)= sum_n dout[n,o] * inp[n,c],   dbias[o] (+)= sum_n dout[n,o]
-// Every operand may be f32 or bf16 on its own. Sums are f32. MatmulMath::bf16 rounds f32 operands to bf16 while packing
-// (2x the peak where the CPU has vdpbf16ps; elsewhere the products are f32 of bf16-rounded values). Two bf16 operands
-// always use bf16 math. The sum over the inner index runs in one fixed order that depends on nothing but the inner
-// size: same bits for any number of threads and for any row's place in the batch. Source of the blocking: Goto & van de
-// Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
+// Every operand may be f32 or bf16 on its own. Sums are f32. MatmulMath::bf16 rounds f32 operands to bf16
+// while packing (2x the peak where the CPU has vdpbf16ps; elsewhere the products are f32 of bf16-rounded
+// values). Two bf16 operands always use bf16 math. The sum over the inner index runs in one fixed order that
+// depends on nothing but the inner size: same bits for any number of threads and for any row's place in the
+// batch. Source of the blocking: Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
+// (2008).
 #pragma once
 #include "core/tensor.h"
 
@@ -25,18 +26,18 @@ void matmul_forward(Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue&
                     MatmulMath math = MatmulMath::f32, Stream stream = {});
 
 //   dinp    out  [N,C] f32|bf16, set, or added to when accumulate.   dout in [N,OC]   weight in [OC,C]
-//   gelu_pre in  [N,C] or absent: multiplies the result by gelu_tanh'(gelu_pre) before storing (backward through the
-//   GELU
+//   gelu_pre in  [N,C] or absent: multiplies the result by gelu_tanh'(gelu_pre) before storing (backward
+//   through the GELU
 //                that made inp)
-void matmul_backward_input(Tensor dinp, Tensor dout, Tensor weight, bool accumulate = false, Tensor gelu_pre = {},
-                           MatmulMath math = MatmulMath::f32, Stream stream = {});
+void matmul_backward_input(Tensor dinp, Tensor dout, Tensor weight, bool accumulate = false,
+                           Tensor gelu_pre = {}, MatmulMath math = MatmulMath::f32, Stream stream = {});
 
 //   dweight out  [OC,C] f32, set, or added to when accumulate.       dbias out [OC] f32 or absent, likewise
 //   dout    in   [N,OC] f32|bf16       inp  in [N,C] f32|bf16
 void matmul_backward_weight(Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, bool accumulate,
                             MatmulMath math = MatmulMath::f32, Stream stream = {});
 
-//   Plain product for Muon: c[m,n] = alpha * sum_k a[m,k] * b[n,k] (b_transposed) or b[k,n], + beta * d[m,n].   d may
-//   alias c.
+//   Plain product for Muon: c[m,n] = alpha * sum_k a[m,k] * b[n,k] (b_transposed) or b[k,n], + beta * d[m,n].
+//   d may alias c.
 void matmul_general(Tensor c, Tensor a, Tensor b, bool b_transposed, float alpha, float beta, Tensor d,
                     MatmulMath math = MatmulMath::f32, Stream stream = {});

@@ -1,7 +1,8 @@
-// QK-norm (Henry et al. 2020, as in Qwen3): RMSNorm of every query head with wq and of every key head with wk, over D.
+// QK-norm (Henry et al. 2020, as in Qwen3): RMSNorm of every query head with wq and of every key head with
+// wk, over D.
 //   qkv   inout [N,(H+2K)*D] f32|bf16, in place; values untouched     rstd out [N,H+K] f32, kept for backward
-//   raw   out   [N,(H+K)*D] same dtype, the q and k before the norm, kept for backward; absent when no backward follows
-//   wq, wk in   [D] same dtype
+//   raw   out   [N,(H+K)*D] same dtype, the q and k before the norm, kept for backward; absent when no
+//   backward follows wq, wk in   [D] same dtype
 // backward: dqkv in place (= gradient before the norm), dwq += and dwk += in f32. Deterministic.
 #pragma once
 #include "core/tensor.h"

@@ -1,4 +1,5 @@
-// Residual connection: out = a + b, one dtype f32|bf16, same shape; out may alias either. Summed in f32, rounded once.
+// Residual connection: out = a + b, one dtype f32|bf16, same shape; out may alias either. Summed in f32,
+// rounded once.
 #pragma once
 #include "core/tensor.h"
 

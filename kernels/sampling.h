@@ -1,7 +1,7 @@
-// Draws one token from logits. temperature 0: the largest (lowest id on ties). Otherwise softmax(logits / temperature),
-// restricted to the top_k largest (0: all) and then to the smallest set whose probability reaches top_p (1: all;
-// Holtzman et al. 2019), in descending order with ties by id; `uniform` in [0,1) picks by inverse cumulative
-// probability.
+// Draws one token from logits. temperature 0: the largest (lowest id on ties). Otherwise softmax(logits /
+// temperature), restricted to the top_k largest (0: all) and then to the smallest set whose probability
+// reaches top_p (1: all; Holtzman et al. 2019), in descending order with ties by id; `uniform` in [0,1) picks
+// by inverse cumulative probability.
 //   logits in [V] f32
 #pragma once
 #include "core/tensor.h"

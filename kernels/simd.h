@@ -1,6 +1,7 @@
-// A float vector as wide as the instruction set of this compilation, on GCC's vector extension: + - * / and comparisons
-// come from the compiler, the rest is here. Include inside kernels/*.cpp only; everything lives in ISA_NAMESPACE.
-// Reductions add in a fixed tree, so a result depends on the instruction set but never on alignment or threads.
+// A float vector as wide as the instruction set of this compilation, on GCC's vector extension: + - * / and
+// comparisons come from the compiler, the rest is here. Include inside kernels/*.cpp only; everything lives
+// in ISA_NAMESPACE. Reductions add in a fixed tree, so a result depends on the instruction set but never on
+// alignment or threads.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -47,7 +48,8 @@ SIMD_INLINE void store(bf16* p, Vec v) {
     const VecU rounded = u + 0x7fffu + ((u >> 16) & 1u);
     const VecU nan = (u >> 16) | 0x40u;  // keep NaN a NaN
     const VecI is_nan = v != v;
-    const VecU bits = (reinterpret_cast<VecU>(is_nan) & (nan << 16)) | (~reinterpret_cast<VecU>(is_nan) & rounded);
+    const VecU bits =
+        (reinterpret_cast<VecU>(is_nan) & (nan << 16)) | (~reinterpret_cast<VecU>(is_nan) & rounded);
     const VecH h = __builtin_convertvector(bits >> 16, VecH);
     std::memcpy(p, &h, sizeof h);
 #endif
@@ -72,7 +74,9 @@ SIMD_INLINE void store_first(bf16* p, Vec v, int64_t n) {
     for (int i = 0; i < n; ++i) p[i] = part[i];
 }
 
-SIMD_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }  // contracted: kernels are built with -ffp-contract=fast
+SIMD_INLINE Vec fma(Vec a, Vec b, Vec c) {
+    return a * b + c;
+}  // contracted: kernels are built with -ffp-contract=fast
 SIMD_INLINE Vec select(VecI mask, Vec a, Vec b) {
     return reinterpret_cast<Vec>((mask & reinterpret_cast<VecI>(a)) | (~mask & reinterpret_cast<VecI>(b)));
 }
