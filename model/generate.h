@@ -1,0 +1,40 @@
+// Autoregressive decoding of one sequence with a KV cache. Knows token ids only; text is the caller's
+// (eval/).
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "kernels/sampling.h"
+#include "model/config.h"
+#include "model/params.h"
+
+class Decoder {
+public:
+    // params: arena of `dtype`, owned by the caller. max_tokens: prompt plus continuation, at most
+    // config.max_position.
+    Decoder(const ModelConfig& config, const ParamTable& table, const void* params, DType dtype,
+            int64_t max_tokens);
+    ~Decoder();
+    void reset();
+    int64_t length() const;  // tokens in the cache
+    // Appends tokens (prefill in chunks, or one) and returns the logits [V] f32 after the last one; valid
+    // until the next call.
+    const float* append(const int32_t* tokens, int64_t count);
+
+private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
+
+struct GenerateParams {
+    SamplingParams sampling;
+    int64_t max_new_tokens = 128;
+    uint64_t seed = 0;                 // token i draws from (seed, i): repeatable
+    std::vector<int32_t> stop_tokens;  // not emitted
+};
+// Feeds the prompt, then samples; `emit` gets each token and returns false to stop (stop strings). Returns
+// the tokens.
+std::vector<int32_t> generate(Decoder& decoder, const std::vector<int32_t>& prompt,
+                              const GenerateParams& params, const std::function<bool(int32_t)>& emit);

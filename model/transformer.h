@@ -1,0 +1,70 @@
+// The transformer: forward, loss and hand-written backward over one micro-batch. All memory is planned and
+// allocated once.
+//   x = wte[tokens] (+ wpe[positions])
+//   per layer: x += out( attention( rope( qknorm( qkv( norm1(x) ))))) ;  x += proj( act( fc( norm2(x) )))
+//   loss[n] = cross_entropy( head( final_norm(x) ), targets )
+// dtype f32: everything f32. dtype bf16: weights and activations bf16, gradients of weights f32.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/batch.h"
+#include "core/tensor.h"
+#include "kernels/matmul.h"
+#include "model/config.h"
+#include "model/params.h"
+
+// What the backward pass keeps of the forward pass, per layer:
+//   none: everything.   mlp: not the MLP activation and the norms' outputs, which are cheap to redo.
+//   block: the layer's input only; the layer's forward runs again.
+enum class Recompute : uint8_t { none, mlp, block };
+
+struct RunShape {
+    int64_t num_rows = 1;  // B, largest micro-batch
+    int64_t seq_len = 0;   // T
+    DType dtype = DType::f32;
+    MatmulMath math = MatmulMath::f32;
+    Recompute recompute = Recompute::none;
+    bool backward = true;  // false: evaluation only; no gradients, activations of one layer
+};
+
+// Bytes by purpose, printed before step 0. Peak resident memory must stay within 1.15 x total.
+struct MemoryPlan {
+    struct Line {
+        std::string name;
+        int64_t bytes;
+    };
+    std::vector<Line> lines;
+    void add(std::string name, int64_t bytes) { lines.push_back({std::move(name), bytes}); }
+    int64_t total_bytes() const;
+    std::string text() const;  // one line each, then the total
+};
+
+class Transformer {
+public:
+    // Plans, checks nothing against the machine; allocates at construction. `params` start zeroed.
+    Transformer(const ModelConfig& config, const RunShape& shape);
+    ~Transformer();
+    // The lines of this class: params, grads, activations, scratch. Pure: allocates nothing.
+    static void plan(MemoryPlan& plan, const ModelConfig& config, const RunShape& shape);
+
+    const ModelConfig& config() const;
+    const RunShape& shape() const;
+    const ParamTable& table() const;
+    void* params() const;  // arena of shape.dtype
+    float* grads() const;  // arena f32; null without backward
+
+    // Forward and backward. Gradients of sum(losses) * dloss_scale are set (accumulate = false) or added.
+    // Returns the sum of the losses over counted targets, in order, in f64.
+    double forward_backward(const Batch& batch, float dloss_scale, bool accumulate);
+    // Forward only; losses (may be absent) [N] f32 receives each token's loss, 0 where the target is -1.
+    double forward_loss(const Batch& batch, Tensor losses = {});
+    // Forward only, logits [N,V] f32: tests, goldens and small inputs.
+    void forward_logits(const Batch& batch, Tensor logits);
+
+private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
