@@ -1,0 +1,230 @@
+// The update: global norm, guard, then one fused pass over each run of rows that share their settings.
+#include "model/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/error.h"
+#include "kernels/adamw.h"
+#include "kernels/cast.h"
+#include "kernels/global_norm.h"
+#include "kernels/muon.h"
+
+namespace {
+
+// A stretch of the arena that one kernel call updates. AdamW stretches reach over the padding between slots:
+// its gradient, moments and master are zero and stay so.
+struct Stretch {
+    int64_t begin = 0, end = 0;  // elements
+    bool decay = false;
+    const ParamInfo* matrix = nullptr;  // Muon's; null: AdamW
+};
+
+std::vector<Stretch> stretches_of(const ParamTable& table, bool muon) {
+    std::vector<Stretch> stretches;
+    for (const ParamInfo& row : table.rows()) {
+        const bool by_muon = muon && row.muon;
+        const bool extends =
+            !stretches.empty() && !by_muon && !stretches.back().matrix && stretches.back().decay == row.decay;
+        if (extends) {
+            stretches.back().end = row.offset + row.size();
+        } else {
+            stretches.push_back({row.offset, row.offset + row.size(), row.decay, by_muon ? &row : nullptr});
+        }
+    }
+    return stretches;
+}
+
+int64_t muon_scratch_of(const std::vector<Stretch>& stretches) {
+    int64_t bytes = 0;
+    for (const Stretch& s : stretches) {
+        if (s.matrix) {
+            bytes =
+                std::max(bytes, muon_scratch_bytes(s.matrix->rows / s.matrix->muon_blocks, s.matrix->cols));
+        }
+    }
+    return bytes;
+}
+
+double z_limit(double configured) {
+    return configured > 0 ? configured : std::numeric_limits<double>::infinity();
+}
+
+}  // namespace
+
+double OutlierWindow::z_score(double value) const {
+    if (static_cast<int>(ring_.size()) < kSize) return std::numeric_limits<double>::quiet_NaN();
+    double sum = 0, squares = 0;
+    for (double v : ring_) sum += v;
+    const double mean = sum / kSize;
+    for (double v : ring_) squares += (v - mean) * (v - mean);
+    const double deviation = std::sqrt(squares / kSize);
+    return deviation > 0 ? (value - mean) / deviation : 0;
+}
+
+void OutlierWindow::accept(double value) {
+    if (!std::isfinite(value)) return;
+    if (static_cast<int>(ring_.size()) < kSize) {
+        ring_.push_back(value);
+        return;
+    }
+    ring_[static_cast<size_t>(next_)] = value;
+    next_ = (next_ + 1) % kSize;
+}
+
+std::vector<double> OutlierWindow::values() const {
+    std::vector<double> oldest_first(ring_);
+    std::rotate(oldest_first.begin(), oldest_first.begin() + next_, oldest_first.end());
+    return oldest_first;
+}
+
+void OutlierWindow::restore(const std::vector<double>& values) {
+    CHECK(static_cast<int>(values.size()) <= kSize, cat({"window of ", values.size(), " values"}));
+    ring_ = values;
+    next_ = 0;
+}
+
+struct Optimizer::State {
+    const ParamTable* table;
+    OptimizerConfig config;
+    DType dtype;
+    MatmulMath math;
+    void* params;
+    std::vector<Stretch> stretches;
+    Buffer master, moment1, moment2, muon_scratch;
+    int64_t num_updates = 0, num_skipped = 0;
+    OutlierWindow losses, norms;
+
+    float* master_data() const { return static_cast<float*>(dtype == DType::f32 ? params : master.data()); }
+
+    Tensor slice(const Buffer& buffer, int64_t begin, int64_t size) const {
+        return tensor_of(static_cast<float*>(buffer.data()) + begin, size);
+    }
+    Tensor master_slice(int64_t begin, int64_t size) const { return tensor_of(master_data() + begin, size); }
+    // The bf16 copy that the model reads; absent when the master itself is what it reads.
+    Tensor param_slice(int64_t begin, int64_t size) const {
+        if (dtype == DType::f32) return {};
+        return tensor_of(static_cast<bf16*>(params) + begin, size);
+    }
+
+    // Why the step must not be applied, or "".
+    const char* objection(double loss, double norm) const {
+        if (!std::isfinite(loss)) return "non-finite loss";
+        if (!std::isfinite(norm)) return "non-finite gradient";
+        if (losses.z_score(loss) > z_limit(config.outlier_z)) return "outlier loss";
+        if (norms.z_score(norm) > z_limit(config.outlier_z)) return "outlier gradient";
+        return "";
+    }
+
+    void update_adamw(const Stretch& s, float* grads, double lr, float grad_scale, RandomKey rounding) {
+        const int64_t size = s.end - s.begin;
+        const AdamWStep step{.lr = static_cast<float>(lr),
+                             .beta1 = static_cast<float>(config.beta1),
+                             .beta2 = static_cast<float>(config.beta2),
+                             .eps = static_cast<float>(config.eps),
+                             .weight_decay = s.decay ? static_cast<float>(config.weight_decay) : 0.0f,
+                             .grad_scale = grad_scale,
+                             .step = num_updates,
+                             .rounding = rounding,
+                             .first_index = s.begin};
+        adamw_step(param_slice(s.begin, size), master_slice(s.begin, size), slice(moment1, s.begin, size),
+                   slice(moment2, s.begin, size), tensor_of(grads + s.begin, size), step);
+    }
+
+    void update_muon(const Stretch& s, float* grads, double lr, float grad_scale, RandomKey rounding) {
+        const int64_t rows = s.matrix->rows / s.matrix->muon_blocks, cols = s.matrix->cols;
+        for (int64_t block = 0; block < s.matrix->muon_blocks; ++block) {
+            const int64_t begin = s.begin + block * rows * cols, size = rows * cols;
+            const MuonStep step{.lr = static_cast<float>(lr * config.muon_lr_ratio),
+                                .momentum = static_cast<float>(config.muon_momentum),
+                                .weight_decay = static_cast<float>(config.weight_decay),
+                                .grad_scale = grad_scale,
+                                .rounding = rounding,
+                                .first_index = begin};
+            Tensor param = param_slice(begin, size);
+            if (!param.absent()) param = param.view(rows, cols);
+            muon_step(param, master_slice(begin, size).view(rows, cols),
+                      slice(moment1, begin, size).view(rows, cols), tensor_of(grads + begin, rows, cols),
+                      step, math, make_tensor(muon_scratch.data(), DType::u8, muon_scratch.bytes()));
+        }
+    }
+};
+
+Optimizer::Optimizer(const ParamTable& table, const OptimizerConfig& config, void* params, DType dtype,
+                     MatmulMath math)
+    : state_(std::make_unique<State>()) {
+    const int64_t arena_bytes = table.arena_size() * dtype_bytes(DType::f32);
+    state_->table = &table;
+    state_->config = config;
+    state_->dtype = dtype;
+    state_->math = math;
+    state_->params = params;
+    state_->stretches = stretches_of(table, config.muon);
+    if (dtype != DType::f32) state_->master = Buffer(arena_bytes);
+    state_->moment1 = Buffer(arena_bytes);
+    state_->moment2 = Buffer(arena_bytes);
+    const int64_t scratch = muon_scratch_of(state_->stretches);
+    if (scratch > 0) state_->muon_scratch = Buffer(scratch);
+}
+
+Optimizer::~Optimizer() = default;
+
+void Optimizer::plan(MemoryPlan& plan, const ParamTable& table, const OptimizerConfig& config, DType dtype) {
+    const int64_t arena_bytes = table.arena_size() * dtype_bytes(DType::f32);
+    const std::vector<Stretch> stretches = stretches_of(table, config.muon);
+    int64_t second_moment_bytes = arena_bytes;
+    for (const Stretch& s : stretches) {
+        // Muon has no second moment: those pages of the arena are never touched.
+        if (s.matrix) second_moment_bytes -= (s.end - s.begin) * dtype_bytes(DType::f32);
+    }
+    if (dtype != DType::f32) plan.add("master weights", arena_bytes);
+    plan.add("first moments", arena_bytes);
+    plan.add("second moments", second_moment_bytes);
+    if (const int64_t scratch = muon_scratch_of(stretches); scratch > 0) plan.add("Muon scratch", scratch);
+}
+
+float* Optimizer::master() const { return state_->master_data(); }
+float* Optimizer::moment1() const { return static_cast<float*>(state_->moment1.data()); }
+float* Optimizer::moment2() const { return static_cast<float*>(state_->moment2.data()); }
+
+void Optimizer::publish_master() {
+    if (state_->dtype == DType::f32) return;
+    const int64_t size = state_->table->arena_size();
+    cast(state_->param_slice(0, size), state_->master_slice(0, size));
+}
+
+StepResult Optimizer::step(float* grads, double lr, double mean_loss) {
+    State& s = *state_;
+    StepResult result;
+    result.grad_norm = std::sqrt(sum_of_squares(tensor_of(grads, s.table->arena_size())));
+    result.reason = s.objection(mean_loss, result.grad_norm);
+    if (*result.reason) {
+        ++s.num_skipped;
+        return result;
+    }
+    s.losses.accept(mean_loss);
+    s.norms.accept(result.grad_norm);
+
+    // torch.nn.utils.clip_grad_norm_'s formula, its 1e-6 included.
+    const double clip = s.config.grad_clip;
+    const double grad_scale = clip > 0 ? std::min(1.0, clip / (result.grad_norm + 1e-6)) : 1.0;
+    ++s.num_updates;
+    const RandomKey rounding{s.config.seed, static_cast<uint64_t>(s.num_updates)};
+    for (const Stretch& stretch : s.stretches) {
+        if (stretch.matrix) {
+            s.update_muon(stretch, grads, lr, static_cast<float>(grad_scale), rounding);
+        } else {
+            s.update_adamw(stretch, grads, lr, static_cast<float>(grad_scale), rounding);
+        }
+    }
+    result.applied = true;
+    return result;
+}
+
+int64_t Optimizer::num_updates() const { return state_->num_updates; }
+void Optimizer::set_num_updates(int64_t t) { state_->num_updates = t; }
+int64_t Optimizer::num_skipped() const { return state_->num_skipped; }
+void Optimizer::set_num_skipped(int64_t n) { state_->num_skipped = n; }
+OutlierWindow& Optimizer::loss_window() { return state_->losses; }
+OutlierWindow& Optimizer::norm_window() { return state_->norms; }
