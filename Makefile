@@ -1,7 +1,7 @@
 # Ingot. `make help` lists the targets; it is generated from the `##` comments below.
 #   make            every program into build/        make test T=rope     one test
 #   make demo       raw text -> trained model        make bench B=matmul  one benchmark
-MAKEFLAGS += --no-builtin-rules
+MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -75,8 +75,18 @@ $(foreach main,$(MAINS),$(eval $(call program_rules,$(main))))
 $(BUILD)/train: $(BUILD)/train.o $(LIBRARIES)
 	$(CXX) -pthread $< $(LIBRARIES) $(LDLIBS) -o $@
 
-.PHONY: all
-all: $(PROGRAMS)  ## every program into build/
+JOBS ?= $(shell nproc)
+.PHONY: all programs deps demo test test-full test-peers bench lint format help clean
+programs: $(PROGRAMS)
+all:  ## every program into build/
+	@echo "ingot: cpu kernels for plain$(ISAS:%= %) | cuda, mpi: not built yet (CHANGELOG.md)"
+	@$(MAKE) -j$(JOBS) programs
+deps:  ## install what is missing from the distribution's packages (root or sudo)
+	@scripts/deps.sh build test bench lint demo
+demo:  ## raw text to an evaluated model and a report, one command; CORPUS=DIR for your own text
+	@scripts/deps.sh build demo
+	@$(MAKE) all
+	@CORPUS="$(CORPUS)" scripts/demo.sh $(BUILD)
 
 # ---- tests and benchmarks ------------------------------------------------------------------------------------------
 TESTS   := $(patsubst tests/%.cpp,$(BUILD)/tests/%,$(wildcard tests/test_*.cpp))
@@ -85,5 +95,39 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARIES)
 BENCHES := $(patsubst bench/%.cpp,$(BUILD)/bench/%,$(wildcard bench/bench_*.cpp))
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(LIBRARIES)
 	$(CXX) -pthread $< $(LIBRARIES) $(LDLIBS) -lbenchmark -o $@
+
+.PHONY: test-programs
+test-programs: $(TESTS) $(PROGRAMS)
+ifdef T
+TEST_RUN := $(BUILD)/tests/test_$(T)
+else
+TEST_RUN := $(TESTS)
+endif
+test:  ## everything that can be tested here; T=name for one
+	@scripts/deps.sh build test demo
+	@$(MAKE) -j$(JOBS) $(if $(T),$(TEST_RUN) programs,test-programs)
+	@scripts/test.sh $(BUILD)/tests/logs $(TEST_RUN)
+test-full:  ## test, then the same under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) test
+	@$(MAKE) test BUILD=build/asan CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+		CXX="$(CXX) -fsanitize=address,undefined"
+test-peers:  ## against transformers, tokenizers and tiktoken in a private Python environment
+	@scripts/deps.sh build
+	@$(MAKE) all
+	@scripts/peers/run.sh $(BUILD)
+bench:  ## B=train, matmul, attention, ops: measured beside the machine's own peak, in one run
+	@scripts/deps.sh build bench
+	@$(MAKE) -j$(JOBS) $(if $(B),$(BUILD)/bench/bench_$(B),$(BENCHES))
+	@for bench in $(if $(B),$(BUILD)/bench/bench_$(B),$(BENCHES)); do $$bench $(ARGS) || exit; done
+lint:  ## layers, sizes, names, format, paths in the documents
+	@scripts/deps.sh lint
+	@scripts/lint.sh
+format:  ## clang-format on every source file
+	@scripts/deps.sh lint
+	clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+help:  ## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+clean:  ## remove build/
+	rm -rf build
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,0 +1,73 @@
+#!/bin/bash
+# Installs what is missing from the distribution's packages and says what for; does nothing when all is there.
+#   scripts/deps.sh build|test|lint|demo ...     each word adds its packages
+set -euo pipefail
+
+packages() {
+    case $1 in
+        build) cat <<'LIST'
+g++                  the compiler
+binutils             ld and objcopy: one relocatable object per instruction set
+libcli11-dev         flags and TOML configuration
+nlohmann-json3-dev   config.json, tokenizer.json, manifests
+libsimdjson-dev      reading JSONL documents
+libzstd-dev          .jsonl.zst documents
+libxxhash-dev        deduplication keys, hashes of weights
+libsodium-dev        SHA-256 of files
+libgumbo-dev         HTML
+LIST
+            ;;
+        test) cat <<'LIST'
+libgtest-dev         GoogleTest
+LIST
+            ;;
+        bench) cat <<'LIST'
+libbenchmark-dev     Google Benchmark
+LIST
+            ;;
+        lint) cat <<'LIST'
+clang-format         format check
+LIST
+            ;;
+        demo) cat <<'LIST'
+xz-utils             the yardstick: xz -9e on the held-out text
+LIST
+            ;;
+        *) echo "deps: unknown group '$1'  hint: build, test, bench, lint or demo" >&2; exit 2 ;;
+    esac
+}
+
+missing=()
+for group in "$@"; do
+    while read -r name why; do
+        if [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" != installed ]; then
+            missing+=("$name")
+            echo "deps: $name is missing ($why)"
+        fi
+    done < <(packages "$group")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+as_root=()
+if [ "$(id -u)" != 0 ]; then
+    if ! command -v sudo >/dev/null; then
+        echo "error: packages are missing and this is not root  hint: as root: apt-get install ${missing[*]}" >&2
+        exit 2
+    fi
+    as_root=(sudo)
+fi
+echo "deps: installing ${#missing[@]} packages with apt-get"
+export DEBIAN_FRONTEND=noninteractive
+install() { "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$log" 2>&1; }
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# The package lists of a bare machine are empty or old: refresh them only when the install needs it.
+if ! install; then
+    "${as_root[@]}" apt-get update -qq >>"$log" 2>&1 || true
+    if ! install; then
+        cat "$log" >&2
+        echo "error: apt-get could not install: ${missing[*]}" >&2
+        exit 1
+    fi
+fi
+echo "deps: done"

@@ -1,0 +1,91 @@
+#!/bin/bash
+# The house rules that a machine can check: who may include whom, file sizes, names, format, paths named in documents.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+problems=0
+problem() { echo "lint: $*"; problems=$((problems + 1)); }
+
+files=$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+code=$(for f in $files; do [ -f "$f" ] && echo "$f"; done)
+
+# ---- layers: "A <- B" in the design: B may include A, nothing else may ---------------------------------------------
+allowed() {
+    case $1 in
+        core) echo core ;;
+        kernels) echo core kernels ;;
+        tokenizer) echo core tokenizer ;;
+        data) echo core tokenizer data ;;
+        model) echo core kernels model ;;
+        eval) echo core kernels tokenizer data model eval ;;
+        serve) echo core kernels tokenizer data model serve ;;
+        train.cu) echo core kernels tokenizer data model eval ;;
+        *) echo core kernels tokenizer data model eval serve tests bench ;;  # tests/ and bench/ see everything
+    esac
+}
+for f in $code; do
+    layer=${f%%/*}
+    may=" $(allowed "$layer") "
+    case $f in
+        # A program sits above its layer: tokenize writes shards, which are data's.
+        tokenizer/*_main.cpp) may=" core tokenizer data " ;;
+    esac
+    while read -r include; do
+        case $may in *" ${include%%/*} "*) ;; *) problem "$f includes $include: ${layer} may include only:$may" ;; esac
+    done < <(sed -n 's/^#include "\([^"]*\/[^"]*\)".*/\1/p' "$f")
+done
+
+# ---- sizes: soft cap 400 lines (told), hard cap 700, attention.cu 900, train.cu 400 --------------------------------
+for f in $code $(git ls-files '*.sh' '*.py' Makefile); do
+    [ -f "$f" ] || continue
+    lines=$(wc -l <"$f")
+    cap=700
+    case $f in
+        train.cu) cap=400 ;;
+        kernels/attention.cu) cap=900 ;;
+        tokenizer/unicode_tables.*) cap=100000 ;;  # generated
+    esac
+    if [ "$lines" -gt "$cap" ]; then
+        problem "$f has $lines lines, the cap is $cap: split it by meaning"
+    elif [ "$lines" -gt 400 ] && [ "$cap" -le 900 ]; then
+        echo "lint: note: $f has $lines lines (soft cap 400)"
+    fi
+done
+
+# ---- names, banners, leftovers -------------------------------------------------------------------------------------
+for f in $(git ls-files); do
+    case $(basename "$f" | sed 's/\..*//') in utils | util | misc | common | helpers | helper) problem "$f: a name that says nothing" ;; esac
+done
+for f in $code; do
+    case $(head -c 2 "$f") in //) ;; *) problem "$f does not open with a comment that says what it is" ;; esac
+    case $f in *.h) grep -q '^#pragma once' "$f" || problem "$f has no #pragma once" ;; esac
+done
+left=$(grep -nE 'TODO|FIXME|XXX|#if 0' $code /dev/null | head -5)
+[ -n "$left" ] && problem "unfinished by its own words: $left"
+# No preprocessor branches for a backend above kernels/.
+branches=$(grep -nE '#\s*if.*(__CUDACC__|WITH_CUDA)' $(echo "$code" | grep -E '^(model|data|tokenizer|eval|serve|train.cu)') /dev/null | head -5)
+[ -n "$branches" ] && problem "backend branch above kernels/: $branches"
+# Every op keeps its contract, its CPU code and its test together.
+for f in kernels/*.h; do
+    name=$(basename "$f" .h)
+    [ -f "kernels/$name.cpp" ] || continue
+    grep -qlE "include \"kernels/$name.h\"" tests/*.cpp || problem "$f: no test includes it"
+done
+
+# ---- paths named in the documents exist ----------------------------------------------------------------------------
+for doc in README.md TOUR.md CONTRIBUTING.md; do
+    [ -f "$doc" ] || { problem "$doc is missing"; continue; }
+    while read -r path; do
+        [ -e "$path" ] || problem "$doc names $path, which does not exist"
+    done < <(grep -oE '`(core|kernels|tokenizer|data|model|eval|tests|bench|scripts|\.ci)/[A-Za-z0-9_./]*`' "$doc" | tr -d '\`' | sort -u)
+done
+
+# ---- format --------------------------------------------------------------------------------------------------------
+if command -v clang-format >/dev/null; then
+    unformatted=$(clang-format --dry-run -Werror $code 2>&1 | sed -n 's/^\([^:]*\):[0-9]*:[0-9]*: error: .*/\1/p' | sort -u)
+    for f in $unformatted; do problem "$f is not formatted  hint: make format"; done
+else
+    problem "clang-format is missing  hint: make deps"
+fi
+
+[ "$problems" = 0 ] && echo "lint: clean ($(echo "$code" | wc -l) files)"
+[ "$problems" = 0 ]
