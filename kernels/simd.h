@@ -19,25 +19,29 @@ constexpr int kWidth = 16;
 #else
 constexpr int kWidth = 8;
 #endif
-typedef float Vec __attribute__((vector_size(kWidth * 4), aligned(4)));
-typedef int32_t VecI __attribute__((vector_size(kWidth * 4), aligned(4)));
-typedef uint32_t VecU __attribute__((vector_size(kWidth * 4), aligned(4)));
-typedef uint16_t VecH __attribute__((vector_size(kWidth * 2), aligned(2)));
+// Unaligned, and free to alias: a load or store through them is one vector instruction (a memcpy is not).
+typedef float Vec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef int32_t VecI __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef uint32_t VecU __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef uint16_t VecH __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
 #define SIMD_INLINE static inline __attribute__((always_inline))
 
-SIMD_INLINE Vec splat(float x) { return Vec{} + x; }
-SIMD_INLINE Vec load(const float* p) {
-    Vec v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-SIMD_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+SIMD_INLINE Vec splat(float x) { return x - Vec{}; }  // x - 0 is x, -0 too: a plain broadcast
+SIMD_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+SIMD_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
 SIMD_INLINE Vec load(const bf16* p) {
-    VecH h;
-    std::memcpy(&h, p, sizeof h);
+#if defined(__AVX512F__)  // __builtin_convertvector widens in halves
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return reinterpret_cast<Vec>(_mm512_slli_epi32(wide, 16));
+#elif defined(__AVX2__)
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return reinterpret_cast<Vec>(_mm256_slli_epi32(wide, 16));
+#else
+    const VecH h = *reinterpret_cast<const VecH*>(p);
     return reinterpret_cast<Vec>(__builtin_convertvector(h, VecU) << 16);
+#endif
 }
 SIMD_INLINE void store(bf16* p, Vec v) {
 #if defined(__AVX512BF16__)
@@ -50,8 +54,7 @@ SIMD_INLINE void store(bf16* p, Vec v) {
     const VecI is_nan = v != v;
     const VecU bits =
         (reinterpret_cast<VecU>(is_nan) & (nan << 16)) | (~reinterpret_cast<VecU>(is_nan) & rounded);
-    const VecH h = __builtin_convertvector(bits >> 16, VecH);
-    std::memcpy(p, &h, sizeof h);
+    *reinterpret_cast<VecH*>(p) = __builtin_convertvector(bits >> 16, VecH);
 #endif
 }
 
@@ -77,11 +80,9 @@ SIMD_INLINE void store_first(bf16* p, Vec v, int64_t n) {
 SIMD_INLINE Vec fma(Vec a, Vec b, Vec c) {
     return a * b + c;
 }  // contracted: kernels are built with -ffp-contract=fast
-SIMD_INLINE Vec select(VecI mask, Vec a, Vec b) {
-    return reinterpret_cast<Vec>((mask & reinterpret_cast<VecI>(a)) | (~mask & reinterpret_cast<VecI>(b)));
-}
-SIMD_INLINE Vec max(Vec a, Vec b) { return select(a > b, a, b); }  // b where a is NaN
-SIMD_INLINE Vec min(Vec a, Vec b) { return select(a < b, a, b); }
+SIMD_INLINE Vec select(VecI mask, Vec a, Vec b) { return mask ? a : b; }
+SIMD_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where either is NaN
+SIMD_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
 SIMD_INLINE float reduce_add(Vec v) {
     float part[kWidth];
