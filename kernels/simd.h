@@ -32,12 +32,12 @@ SIMD_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); 
 SIMD_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
 SIMD_INLINE Vec load(const bf16* p) {
-#if defined(__AVX512F__)  // __builtin_convertvector widens in halves
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    return reinterpret_cast<Vec>(_mm512_slli_epi32(wide, 16));
+#if defined(__AVX512F__)  // __builtin_convertvector widens in halves; maskz: GCC 12 warns of the plain form
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return reinterpret_cast<Vec>(reinterpret_cast<VecU>(_mm512_maskz_cvtepu16_epi32(0xffff, half)) << 16);
 #elif defined(__AVX2__)
-    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    return reinterpret_cast<Vec>(_mm256_slli_epi32(wide, 16));
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return reinterpret_cast<Vec>(reinterpret_cast<VecU>(_mm256_cvtepu16_epi32(half)) << 16);
 #else
     const VecH h = *reinterpret_cast<const VecH*>(p);
     return reinterpret_cast<Vec>(__builtin_convertvector(h, VecU) << 16);
