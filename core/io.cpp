@@ -236,12 +236,11 @@ std::string read_file(const std::string& path) {
     const Descriptor file{open_for_reading(path)};
     struct stat status;
     std::string content;
-    if (fstat(file.fd, &status) == 0 && status.st_size > 0)
-        content.resize(static_cast<size_t>(status.st_size));
+    // One byte more than the file, so that its end is met without growing; a pipe's end is met by growing.
+    if (fstat(file.fd, &status) == 0) content.resize(static_cast<size_t>(status.st_size) + 1);
     size_t used = 0;
-    for (;;) {  // to the end of the file, which for a pipe nobody knows beforehand
-        if (used == content.size())
-            content.resize(std::max(content.size() + content.size() / 2, used + 4096));
+    for (;;) {
+        if (used == content.size()) content.resize(used + std::max<size_t>(used / 2, 4096));
         const ssize_t n = read(file.fd, content.data() + used, content.size() - used);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) fail_file("read file", path, errno);

@@ -91,8 +91,8 @@ int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit;
 // Zero pages, aligned to a huge page: one page too much is mapped and the ends are given back.
 void* map_huge_pages(int64_t bytes) {
     const size_t length = static_cast<size_t>(round_up(bytes, kHugePage));
-    void* mapped = mmap(nullptr, length + kHugePage, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* mapped =
+        mmap(nullptr, length + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) fail_memory(bytes);
     char* const begin = static_cast<char*>(mapped);
     const size_t head = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
