@@ -1,5 +1,5 @@
 // What a model is: the numbers of config.json, read once and never spread further. One transformer serves
-// every family; the differences are these fields. HF field names appear in config.cpp, params.cpp and nowhere
+// every family; the differences are these fields. HF names appear in config_json.cpp, params.cpp and nowhere
 // else.
 #pragma once
 #include <cstdint>

@@ -1,0 +1,78 @@
+// What makes a model's numbers valid, and what a token costs.
+#include "model/config.h"
+
+#include "core/error.h"
+
+void check_config(const ModelConfig& config, const std::string& where) {
+    const auto require = [&](bool ok, const char* what, const std::string& expected, const Piece& actual) {
+        if (!ok) fail_input({.what = what, .where = where, .expected = expected, .actual = actual.text});
+    };
+    const auto positive = [&](const char* what, int64_t value, int64_t max) {
+        require(value >= 1 && value <= max, what, cat({"1 to ", max}), value);
+    };
+    constexpr int64_t kMaxId = (int64_t{1} << 31) - 1;  // ids and positions are int32
+    constexpr int64_t kMaxDim = int64_t{1} << 24;
+    positive("vocabulary size", config.vocab_size, kMaxId);
+    positive("number of positions", config.max_position, kMaxId);
+    positive("channels", config.channels, kMaxDim);
+    positive("number of layers", config.num_layers, 100000);
+    positive("number of heads", config.num_heads, kMaxDim);
+    positive("number of key-value heads", config.num_kv_heads, config.num_heads);
+    positive("MLP width", config.mlp_dim, kMaxDim);
+    require(config.num_heads % config.num_kv_heads == 0, "number of heads",
+            cat({"a multiple of the ", config.num_kv_heads, " key-value heads"}), config.num_heads);
+    require(config.head_dim >= 8 && config.head_dim <= 256 && config.head_dim % 8 == 0, "head dimension",
+            "a multiple of 8 from 8 to 256", config.head_dim);
+    require(config.norm_eps > 0 && config.norm_eps < 1, "norm epsilon", "between 0 and 1",
+            double(config.norm_eps));
+    require(config.init_std >= 0 && config.init_std <= 1, "initializer range", "0 to 1", config.init_std);
+    require(config.rope_theta >= 1, "rope_theta", "at least 1", config.rope_theta);
+    require(config.bos_token < config.vocab_size, "beginning-of-text token", "less than the vocabulary size",
+            config.bos_token);
+    require(config.eos_token < config.vocab_size, "end-of-text token", "less than the vocabulary size",
+            config.eos_token);
+
+    // What the family's Hugging Face code computes; anything else could be trained but never loaded
+    // elsewhere.
+    const auto as_in_family = [&](bool ok, const char* what) {
+        if (!ok)
+            fail_input(
+                {.what = cat({"a ", config.family, " model cannot have this: ", what}), .where = where});
+    };
+    const bool gpt2 = config.family == "gpt2", llama = config.family == "llama";
+    const bool qwen2 = config.family == "qwen2", qwen3 = config.family == "qwen3";
+    require(gpt2 || llama || qwen2 || qwen3, "model family is not supported", "gpt2, llama, qwen2 or qwen3",
+            config.family);
+    as_in_family(config.norm == (gpt2 ? Norm::layernorm : Norm::rmsnorm), "the other kind of norm");
+    as_in_family(config.position == (gpt2 ? Position::learned : Position::rope),
+                 "the other kind of positions");
+    as_in_family((config.mlp == Mlp::swiglu) == !gpt2, "the other kind of MLP");
+    as_in_family(config.qk_norm == qwen3, "QK-norm where it has none, or none where it has");
+    as_in_family(gpt2 || (qwen2 ? config.qkv_bias && !config.out_bias : config.qkv_bias == config.out_bias),
+                 "these attention biases");
+    as_in_family(!gpt2 || (config.qkv_bias && config.out_bias && config.mlp_bias),
+                 "a linear layer without bias");
+    as_in_family(gpt2 || llama || !config.mlp_bias, "MLP biases");
+    as_in_family(!gpt2 || config.num_kv_heads == config.num_heads, "fewer key-value heads than heads");
+    as_in_family(!gpt2 || config.head_dim * config.num_heads == config.channels,
+                 "heads x head_dim unlike channels");
+    as_in_family(!llama || config.channels % config.num_heads == 0, "channels that heads do not divide");
+    require(config.windows.empty() || int64_t(config.windows.size()) == config.num_layers,
+            "number of windows", cat({config.num_layers, " (one per layer) or none"}),
+            int64_t(config.windows.size()));
+    int64_t window = 0;
+    for (const int64_t w : config.windows) {
+        require(w >= 0 && w <= kMaxId, "sliding window", "0 or more", w);
+        as_in_family(w == 0 || ((qwen2 || qwen3) && (window == 0 || w == window)),
+                     "sliding windows (Qwen2 and Qwen3 may have one size)");
+        if (w > 0) window = w;
+    }
+}
+
+double flops_per_token(const ModelConfig& config, int64_t seq_len) {
+    const double attention = double(config.channels) * double(config.qkv_dim() + config.attention_dim());
+    const double mlp = double(config.channels) * double(config.mlp_dim) * (config.mlp == Mlp::swiglu ? 3 : 2);
+    const double head = double(config.channels) * double(config.vocab_size);
+    return 6 * (double(config.num_layers) * (attention + mlp) + head) +
+           6 * double(config.num_layers) * double(config.attention_dim()) * double(seq_len);
+}

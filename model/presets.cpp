@@ -1,0 +1,142 @@
+// Models by name, for --init: the published shapes of each family, the demo's, and tiny ones for tests.
+#include <utility>
+
+#include "core/error.h"
+#include "core/flags.h"  // nearest_name
+#include "model/config.h"
+
+namespace {
+ModelConfig gpt2(int64_t num_layers, int64_t num_heads, int64_t channels) {
+    ModelConfig config;
+    config.family = "gpt2";
+    config.vocab_size = 50257;
+    config.max_position = 1024;
+    config.channels = channels;
+    config.num_layers = num_layers;
+    config.num_heads = config.num_kv_heads = num_heads;
+    config.head_dim = channels / num_heads;
+    config.mlp_dim = 4 * channels;
+    config.norm = Norm::layernorm;
+    config.position = Position::learned;
+    config.mlp = Mlp::gelu;
+    config.qkv_bias = config.out_bias = config.mlp_bias = true;
+    config.tied_head = true;
+    config.bos_token = config.eos_token = 50256;
+    return config;
+}
+
+struct LlamaSize {
+    int64_t num_layers, num_heads, num_kv_heads, head_dim, channels, mlp_dim;
+};
+ModelConfig llama(const LlamaSize& size, int64_t vocab_size, int64_t max_position) {
+    ModelConfig config;
+    config.vocab_size = vocab_size;
+    config.max_position = max_position;
+    config.channels = size.channels;
+    config.num_layers = size.num_layers;
+    config.num_heads = size.num_heads;
+    config.num_kv_heads = size.num_kv_heads;
+    config.head_dim = size.head_dim;
+    config.mlp_dim = size.mlp_dim;
+    return config;
+}
+
+ModelConfig llama_160m() {
+    ModelConfig config = llama({12, 12, 12, 64, 768, 3072}, 32000, 2048);
+    config.norm_eps = 1e-6f;
+    config.bos_token = 1;
+    config.eos_token = 2;
+    return config;
+}
+
+ModelConfig llama_1b() {  // Llama 3.2 1B
+    ModelConfig config = llama({16, 32, 8, 64, 2048, 8192}, 128256, 131072);
+    config.rope_theta = 500000;
+    config.rope_scaling.type = "llama3";
+    config.rope_scaling.factor = 32;
+    config.rope_scaling.original_max_position = 8192;
+    config.tied_head = true;
+    config.bos_token = 128000;
+    config.eos_token = 128001;
+    return config;
+}
+
+ModelConfig qwen3(const LlamaSize& size, int64_t vocab_size, int64_t max_position) {
+    ModelConfig config = llama(size, vocab_size, max_position);
+    config.family = "qwen3";
+    config.norm_eps = 1e-6f;
+    config.qk_norm = true;
+    config.tied_head = true;
+    return config;
+}
+
+ModelConfig qwen3_600m() {
+    ModelConfig config = qwen3({28, 16, 8, 128, 1024, 3072}, 151936, 40960);
+    config.rope_theta = 1000000;
+    config.bos_token = 151643;
+    config.eos_token = 151643;
+    return config;
+}
+
+constexpr LlamaSize kTiny = {2, 4, 2, 16, 64, 176};
+constexpr int64_t kTinyVocab = 512, kTinyPositions = 256;
+
+ModelConfig tiny_gpt2() {
+    ModelConfig config = gpt2(2, 4, 64);
+    config.vocab_size = kTinyVocab;
+    config.max_position = kTinyPositions;
+    config.bos_token = config.eos_token = 0;
+    return config;
+}
+
+ModelConfig tiny_qwen2() {
+    ModelConfig config = llama(kTiny, kTinyVocab, kTinyPositions);
+    config.family = "qwen2";
+    config.norm_eps = 1e-6f;
+    config.qkv_bias = true;
+    config.tied_head = true;
+    return config;
+}
+
+struct Preset {
+    const char* name;
+    ModelConfig config;
+};
+const std::vector<Preset>& presets() {
+    static const std::vector<Preset> all = {
+        {"gpt2-124m", gpt2(12, 12, 768)},
+        {"gpt2-350m", gpt2(24, 16, 1024)},
+        {"gpt2-774m", gpt2(36, 20, 1280)},
+        {"gpt2-1558m", gpt2(48, 25, 1600)},
+        {"llama-160m", llama_160m()},
+        {"llama-1b", llama_1b()},
+        {"qwen3-0.6b", qwen3_600m()},
+        // QK-norm keeps the high learning rate of a three-minute run stable.
+        {"demo", qwen3({6, 4, 2, 64, 256, 688}, 4096, 512)},
+        {"tiny-gpt2", tiny_gpt2()},
+        {"tiny-llama", llama(kTiny, kTinyVocab, kTinyPositions)},
+        {"tiny-qwen2", tiny_qwen2()},
+        {"tiny-qwen3", qwen3(kTiny, kTinyVocab, kTinyPositions)},
+    };
+    return all;
+}
+}  // namespace
+
+ModelConfig config_preset(const std::string& name) {
+    std::string names;
+    for (const Preset& preset : presets()) {
+        if (name == preset.name) return preset.config;
+        names += cat({names.empty() ? "" : ", ", preset.name});
+    }
+    const std::string near = nearest_name(name, config_preset_names());
+    fail_input({.what = "unknown model preset",
+                .expected = names,
+                .actual = name,
+                .hint = near.empty() ? "" : cat({"did you mean ", near, "?"})});
+}
+
+std::vector<std::string> config_preset_names() {
+    std::vector<std::string> names;
+    for (const Preset& preset : presets()) names.push_back(preset.name);
+    return names;
+}
