@@ -6,7 +6,11 @@
 #include <cstdint>
 #include <cstring>
 #if defined(__AVX2__)
+#pragma GCC diagnostic push  // GCC 12 takes its own _mm512_undefined_epi32() for a mistake
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include "core/bf16.h"
