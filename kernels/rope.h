@@ -12,11 +12,12 @@
 struct RopeScaling {
     std::string type = "default";  // default | linear | dynamic | yarn | llama3
     double factor = 1;
-    double low_freq_factor = 1, high_freq_factor = 4;  // llama3
-    int64_t original_max_position = 0;                 // llama3, yarn, dynamic; 0: the model's max_position
-    double beta_fast = 32, beta_slow = 1;              // yarn
+    double low_freq_factor = 1, high_freq_factor = 4;             // llama3
+    int64_t original_max_position = 0;                            // llama3, yarn; 0: the model's max_position
+    double beta_fast = 32, beta_slow = 1;                         // yarn
     double attention_factor = 0, mscale = 0, mscale_all_dim = 0;  // yarn; 0: not given
     bool truncate = true;                                         // yarn: round the correction range
+    bool operator==(const RopeScaling&) const = default;
 };
 
 // Fills table [maxT, D] f32: D/2 cosines, then D/2 sines, for positions 0..maxT-1. `seq_len` matters to

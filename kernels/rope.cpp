@@ -1,0 +1,78 @@
+// RoPE on the CPU, in place: one pass over the queries and keys, values are not read. Memory-bound; the
+// table's row of a position stays in L1 for all heads. The angles are made in rope_table.cpp.
+#include "kernels/rope.h"
+
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+
+namespace ISA_NAMESPACE {
+namespace {
+
+void check_rope(const char* op, Tensor qkv, Tensor table, Tensor positions, int64_t num_heads,
+                int64_t num_kv_heads) {
+    const ArgumentCheck check{op, qkv.device};
+    check.tensor("table", table, DType::f32, {-1, -1});
+    check.that(table.dims[1] % 2 == 0, "table", "an even head dim", table.dims[1]);
+    check.floats("qkv", qkv, {-1, (num_heads + 2 * num_kv_heads) * table.dims[1]});
+    check.tensor("positions", positions, DType::i32, {qkv.dims[0]});
+}
+
+// Turns `heads` heads of one token by its angle, or back by it (sine_sign -1: the transpose of the rotation).
+template <class T>
+void rotate_heads(T* x, const float* cosine, const float* sine, float sine_sign, int64_t heads,
+                  int64_t half) {
+    for (int64_t head = 0; head < heads; ++head) {
+        T* low = x + head * 2 * half;
+        T* high = low + half;
+        for_each_vec_of(0, half, [&](int64_t i, int64_t n) ALWAYS_INLINE {
+            const Vec c = load_first(cosine + i, n), s = load_first(sine + i, n) * sine_sign;
+            const Vec a = load_first(low + i, n), b = load_first(high + i, n);
+            store_first(low + i, a * c - b * s, n);
+            store_first(high + i, b * c + a * s, n);
+        });
+    }
+}
+
+template <class T>
+void rotate(Tensor qkv, Tensor table, Tensor positions, int64_t heads, float sine_sign, const char* op) {
+    const int64_t width = qkv.dims[1], head_dim = table.dims[1];
+    const int32_t* position = positions.as<int32_t>();
+    for_each_row(qkv.dims[0], heads * head_dim, [&](int64_t row) {
+        ArgumentCheck{op, qkv.device}.that(position[row] >= 0 && position[row] < table.dims[0], "positions",
+                                           "rows of the table", position[row]);
+        const float* cosine = table.as<float>() + position[row] * head_dim;
+        rotate_heads(qkv.as<T>() + row * width, cosine, cosine + head_dim / 2, sine_sign, heads,
+                     head_dim / 2);
+    });
+}
+
+void rotate_any(const char* op, Tensor qkv, Tensor table, Tensor positions, int64_t num_heads,
+                int64_t num_kv_heads, float sine_sign) {
+    check_rope(op, qkv, table, positions, num_heads, num_kv_heads);
+    const int64_t heads = num_heads + num_kv_heads;
+    if (qkv.dtype == DType::f32) return rotate<float>(qkv, table, positions, heads, sine_sign, op);
+    rotate<bf16>(qkv, table, positions, heads, sine_sign, op);
+}
+
+}  // namespace
+
+void rope_forward(Tensor qkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
+                  Stream) {
+    rotate_any("rope_forward", qkv, table, positions, num_heads, num_kv_heads, 1);
+}
+
+void rope_backward(Tensor dqkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
+                   Stream) {
+    rotate_any("rope_backward", dqkv, table, positions, num_heads, num_kv_heads, -1);
+}
+
+}  // namespace ISA_NAMESPACE
+
+KERNEL_ENTRY(void, rope_forward,
+             (Tensor qkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
+              Stream stream),
+             (qkv, table, positions, num_heads, num_kv_heads, stream))
+KERNEL_ENTRY(void, rope_backward,
+             (Tensor dqkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
+              Stream stream),
+             (dqkv, table, positions, num_heads, num_kv_heads, stream))

@@ -1,0 +1,66 @@
+// SwiGLU on the CPU: one pass over memory. A gate of -infinity gives NaN, as the formula does.
+#include "kernels/swiglu.h"
+
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+
+namespace ISA_NAMESPACE {
+namespace {
+
+void check_swiglu(const char* op, const char* half_name, Tensor half, Tensor gate_up) {
+    const ArgumentCheck check{op, gate_up.device};
+    check.floats("gate_up", gate_up, {-1, -1});
+    check.that(gate_up.dims[1] % 2 == 0, "gate_up", "an even last dimension", gate_up.dims[1]);
+    check.tensor(half_name, half, gate_up.dtype, {gate_up.dims[0], gate_up.dims[1] / 2});
+}
+
+template <class T>
+void forward(Tensor out, Tensor gate_up) {
+    const int64_t width = out.dims[1];
+    for_each_row(out.dims[0], 2 * width, [&](int64_t row) {
+        const T* gate = gate_up.as<T>() + row * 2 * width;
+        T* result = out.as<T>() + row * width;
+        for_each_vec_of(0, width, [&](int64_t i, int64_t n) ALWAYS_INLINE {
+            const Vec g = load_first(gate + i, n), u = load_first(gate + width + i, n);
+            store_first(result + i, g * sigmoid(g) * u, n);
+        });
+    });
+}
+
+// silu'(g) = s (1 + g (1 - s)),  s = sigmoid(g)
+template <class T>
+void backward(Tensor dgate_up, Tensor gate_up, Tensor dout) {
+    const int64_t width = dout.dims[1];
+    for_each_row(dout.dims[0], 4 * width, [&](int64_t row) {
+        const T* gate = gate_up.as<T>() + row * 2 * width;
+        const T* gradient = dout.as<T>() + row * width;
+        T* dgate = dgate_up.as<T>() + row * 2 * width;
+        for_each_vec_of(0, width, [&](int64_t i, int64_t n) ALWAYS_INLINE {
+            const Vec g = load_first(gate + i, n), u = load_first(gate + width + i, n);
+            const Vec d = load_first(gradient + i, n), s = sigmoid(g);
+            store_first(dgate + i, d * u * s * (1.0f + g * (1.0f - s)), n);
+            store_first(dgate + width + i, d * g * s, n);
+        });
+    });
+}
+
+}  // namespace
+
+void swiglu_forward(Tensor out, Tensor gate_up, Stream) {
+    check_swiglu("swiglu_forward", "out", out, gate_up);
+    if (out.dtype == DType::f32) return forward<float>(out, gate_up);
+    forward<bf16>(out, gate_up);
+}
+
+void swiglu_backward(Tensor dgate_up, Tensor gate_up, Tensor dout, Stream) {
+    check_swiglu("swiglu_backward", "dout", dout, gate_up);
+    ArgumentCheck{"swiglu_backward", gate_up.device}.like("dgate_up", dgate_up, gate_up);
+    if (dout.dtype == DType::f32) return backward<float>(dgate_up, gate_up, dout);
+    backward<bf16>(dgate_up, gate_up, dout);
+}
+
+}  // namespace ISA_NAMESPACE
+
+KERNEL_ENTRY(void, swiglu_forward, (Tensor out, Tensor gate_up, Stream stream), (out, gate_up, stream))
+KERNEL_ENTRY(void, swiglu_backward, (Tensor dgate_up, Tensor gate_up, Tensor dout, Stream stream),
+             (dgate_up, gate_up, dout, stream))
