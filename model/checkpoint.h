@@ -1,10 +1,9 @@
 // A checkpoint is a Hugging Face model directory with the trainer's state beside it:
-//   OUT/step_00001000/{config.json, model.safetensors, tokenizer.json, tokenizer_config.json,
-//   generation_config.json} OUT/step_00001000/trainer/{master.safetensors, m.safetensors, v.safetensors,
-//   state.json, hashes.json}
+//   OUT/step_00001000/{config.json, generation_config.json, model.safetensors, tokenizer.json, ...}
+//   OUT/step_00001000/trainer/{m.safetensors, v.safetensors, master.safetensors, state.json, hashes.json}
 // Trainer tensors carry HF names and logical shapes in f32, so that any rank count, ZeRO stage or dtype can
-// resume. A directory that exists under its final name is whole: written to a temporary name, fsynced,
-// hashed, renamed.
+// resume. An f32 run has no master.safetensors: its model.safetensors holds the same numbers. A directory
+// that exists under its final name is whole: written to a temporary name, fsynced, hashed, renamed.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -12,19 +11,9 @@
 
 #include "core/tensor.h"
 #include "model/config.h"
+#include "model/hf.h"
 #include "model/optimizer.h"
 #include "model/params.h"
-
-// Loads the weights of an HF directory (model.safetensors, or the shards of model.safetensors.index.json;
-// F32, BF16, F16) into an f32 arena. Missing, surplus or misshapen tensors are InputErrors naming tensor,
-// expected and actual.
-ModelConfig load_hf_config(const std::string& directory);
-void load_hf_weights(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                     float* arena);
-// Writes config.json, model.safetensors (dtype f32 or bf16, from an arena of that dtype) and the tokenizer's
-// files, copied from tokenizer_directory when that is not "", into `directory`, which must exist.
-void save_hf_model(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                   const void* arena, DType dtype, const std::string& tokenizer_directory);
 
 // Everything a run needs to go on as if it had never stopped.
 struct TrainerState {
@@ -42,18 +31,22 @@ struct TrainerState {
 };
 
 std::string checkpoint_name(int64_t step);  // "step_00001000"
-// Writes OUT/step_N atomically. Hashes of all its files go to trainer/hashes.json.
+// Writes OUT/step_N atomically, hashes of all its files in trainer/hashes.json. OUT must exist and belong to
+// this writer alone: what killed writers left in it is removed, and so is a step_N that is not whole. The
+// state's counts are the optimizer's.
 void save_checkpoint(const std::string& out, const ParamTable& table, const ModelConfig& config,
                      const void* params, DType dtype, const Optimizer& optimizer, const TrainerState& state,
                      const std::string& tokenizer_directory);
-// Verifies hashes, fills the optimizer's arenas (master, m, v) and returns the state. Does not publish the
-// master.
+// Verifies hashes, then restores the whole optimizer (master, m, v, counts, windows) and `params`, the arena
+// that the model reads. With equal dtypes params get the saved bits (a bf16 copy is rounded stochastically,
+// so it does not follow from the master); else they are published from the master.
 TrainerState load_checkpoint(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                             Optimizer& optimizer);
-// The newest whole checkpoint in OUT, "" when there is none. Names decide, never modification times.
+                             void* params, DType dtype, Optimizer& optimizer);
+// The newest whole checkpoint in OUT, "" when there is none. Names decide, never modification times. Whole:
+// every file of hashes.json is there with its size; the hashes themselves are verified by load_checkpoint.
 std::string newest_checkpoint(const std::string& out);
-// Removes all but the `keep` newest (0: all stay).
+// Removes all but the `keep` newest whole ones (0: all stay).
 void prune_checkpoints(const std::string& out, int64_t keep);
-// XXH3-128 over every parameter's f32 master bytes in table order, padding excluded: equal runs print equal
-// hashes.
+// Hash of every parameter's f32 master bytes in table order, padding excluded (XXH3-128 of the rows'
+// XXH3-128): equal runs print equal hashes.
 std::string weights_hash(const ParamTable& table, const float* master);

@@ -1,0 +1,323 @@
+// Checkpoints on disk. The order of writing is the promise: all files under a temporary name, their hashes
+// last, then one rename. So a directory called step_N was complete when it got its name, and hashes.json
+// tells whether it still is.
+#include "model/checkpoint.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <utility>
+
+#include "core/error.h"
+#include "core/io.h"
+#include "core/threads.h"
+#include "model/safetensors.h"
+
+namespace {
+
+using nlohmann::json;
+
+constexpr int kStateVersion = 1;
+constexpr std::string_view kStepPrefix = "step_";
+constexpr const char* kStatePath = "trainer/state.json";
+constexpr const char* kHashesPath = "trainer/hashes.json";
+constexpr const char* kModelPath = "model.safetensors";
+constexpr const char* kMasterPath = "trainer/master.safetensors";
+constexpr const char* kMoment1Path = "trainer/m.safetensors";
+constexpr const char* kMoment2Path = "trainer/v.safetensors";
+constexpr const char* kDamageHint =
+    "remove or repair this checkpoint; the one before it will be resumed from";
+
+// ---- state.json
+// ----------------------------------------------------------------------------------------------------
+
+// Finite doubles print in the shortest form that reads back to the same bits; JSON has no word for the
+// others.
+json from_double(double value) {
+    if (std::isfinite(value)) return value;
+    return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
+}
+double to_double(const json& value) {
+    if (value.is_number()) return value.get<double>();
+    const std::string word = value.get<std::string>();
+    const double infinity = std::numeric_limits<double>::infinity();
+    return word == "inf" ? infinity : word == "-inf" ? -infinity : std::numeric_limits<double>::quiet_NaN();
+}
+json from_doubles(const std::vector<double>& values) {
+    json list = json::array();
+    for (const double value : values) list.push_back(from_double(value));
+    return list;
+}
+std::vector<double> to_doubles(const json& list) {
+    std::vector<double> values;
+    for (const json& value : list) values.push_back(to_double(value));
+    return values;
+}
+
+std::string state_to_json(const TrainerState& state, DType dtype) {
+    json j = json::object();
+    j["version"] = kStateVersion;
+    j["dtype"] = dtype_name(dtype);
+    j["step"] = state.step;
+    j["next_sample"] = state.next_sample;
+    j["tokens"] = state.tokens;
+    j["num_updates"] = state.num_updates;
+    j["num_skipped"] = state.num_skipped;
+    j["loss_window"] = from_doubles(state.loss_window);
+    j["norm_window"] = from_doubles(state.norm_window);
+    j["best_val_loss"] = from_double(state.best_val_loss);
+    j["seed"] = state.seed;
+    j["config_toml"] = state.config_toml;
+    j["data_hash"] = state.data_hash;
+    j["commit"] = state.commit;
+    j["run_id"] = state.run_id;
+    return j.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+TrainerState state_from_json(const std::string& path, DType& dtype) {
+    TrainerState state;
+    try {
+        const json j = json::parse(read_file(path));
+        if (j.at("version").get<int>() != kStateVersion)
+            fail_input({"trainer state is of another version", path, cat({kStateVersion}),
+                        j.at("version").dump(), "resume with the version of the program that wrote it"});
+        dtype = j.at("dtype").get<std::string>() == dtype_name(DType::bf16) ? DType::bf16 : DType::f32;
+        j.at("step").get_to(state.step);
+        j.at("next_sample").get_to(state.next_sample);
+        j.at("tokens").get_to(state.tokens);
+        j.at("num_updates").get_to(state.num_updates);
+        j.at("num_skipped").get_to(state.num_skipped);
+        state.loss_window = to_doubles(j.at("loss_window"));
+        state.norm_window = to_doubles(j.at("norm_window"));
+        state.best_val_loss = to_double(j.at("best_val_loss"));
+        j.at("seed").get_to(state.seed);
+        j.at("config_toml").get_to(state.config_toml);
+        j.at("data_hash").get_to(state.data_hash);
+        j.at("commit").get_to(state.commit);
+        j.at("run_id").get_to(state.run_id);
+    } catch (const json::exception& error) {
+        fail_input(
+            {.what = "malformed trainer state", .where = path, .actual = error.what(), .hint = kDamageHint});
+    }
+    return state;
+}
+
+// ---- hashes.json
+// ---------------------------------------------------------------------------------------------------
+
+struct FileRecord {
+    std::string path;  // inside the checkpoint
+    int64_t bytes = 0;
+    std::string sha256 = {};
+};
+
+void write_hashes(const std::string& directory, const std::vector<FileRecord>& records) {
+    json j = json::object();
+    for (const FileRecord& record : records)
+        j[record.path] = {{"bytes", record.bytes}, {"sha256", record.sha256}};
+    write_file_atomic(cat({directory, "/", kHashesPath}), j.dump(2) + "\n");
+}
+
+// Empty when there is no such file or it is not what write_hashes writes.
+std::vector<FileRecord> read_hashes(const std::string& directory) {
+    const std::string path = cat({directory, "/", kHashesPath});
+    std::vector<FileRecord> records;
+    if (!path_exists(path)) return records;
+    const json j = json::parse(read_file(path), nullptr, false);
+    if (!j.is_object()) return records;
+    for (const auto& [name, record] : j.items()) {
+        if (!record.is_object() || !record.contains("bytes") || !record["bytes"].is_number_unsigned() ||
+            !record.contains("sha256") || !record["sha256"].is_string())
+            return {};
+        records.push_back({name, record["bytes"].get<int64_t>(), record["sha256"].get<std::string>()});
+    }
+    return records;
+}
+
+bool is_whole(const std::string& directory) {
+    const std::vector<FileRecord> records = read_hashes(directory);
+    return !records.empty() && std::all_of(records.begin(), records.end(), [&](const FileRecord& record) {
+        const std::string path = directory + "/" + record.path;
+        return path_exists(path) && !is_directory(path) && file_bytes(path) == record.bytes;
+    });
+}
+
+void verify_hashes(const std::string& directory) {
+    const std::vector<FileRecord> records = read_hashes(directory);
+    if (records.empty())
+        fail_input({.what = "checkpoint has no hashes",
+                    .where = directory,
+                    .expected = kHashesPath,
+                    .hint = kDamageHint});
+    for (const char* required : {kStatePath, kModelPath, kMoment1Path, kMoment2Path})
+        if (std::none_of(records.begin(), records.end(),
+                         [&](const FileRecord& r) { return r.path == required; }))
+            fail_input({.what = "checkpoint's hashes miss a file",
+                        .where = cat({directory, "/", kHashesPath}),
+                        .expected = required,
+                        .hint = kDamageHint});
+    parallel_for(static_cast<int64_t>(records.size()), [&](int64_t i) {
+        const FileRecord& record = records[static_cast<size_t>(i)];
+        const std::string path = directory + "/" + record.path;
+        if (!path_exists(path))
+            fail_input({.what = "checkpoint lacks a file", .where = path, .hint = kDamageHint});
+        if (file_bytes(path) != record.bytes)
+            fail_input({"checkpoint file has the wrong size", path, cat({record.bytes, " bytes"}),
+                        cat({file_bytes(path), " bytes"}), kDamageHint});
+        const std::string actual = sha256_file(path);
+        if (actual != record.sha256)
+            fail_input(
+                {"checkpoint file is damaged", path, cat({"sha256 ", record.sha256}), actual, kDamageHint});
+    });
+}
+
+// ---- names
+// ---------------------------------------------------------------------------------------------------------
+
+// The step of "step_00001000"; -1 for every other name.
+int64_t step_of(std::string_view name) {
+    if (!name.starts_with(kStepPrefix)) return -1;
+    name.remove_prefix(kStepPrefix.size());
+    int64_t step = -1;
+    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), step);
+    if (error != std::errc() || end != name.data() + name.size() || step < 0) return -1;
+    return checkpoint_name(step).substr(kStepPrefix.size()) == name ? step : -1;
+}
+
+// Names of the whole checkpoints in OUT, newest first.
+std::vector<std::string> whole_checkpoints(const std::string& out) {
+    std::vector<std::string> names;
+    if (!is_directory(out)) return names;
+    for (const std::string& name : list_directory(out))
+        if (step_of(name) >= 0 && is_whole(out + "/" + name)) names.push_back(name);
+    std::sort(names.begin(), names.end(),
+              [](const std::string& a, const std::string& b) { return step_of(a) > step_of(b); });
+    return names;
+}
+
+void remove_tree(const std::string& path) {
+    std::error_code error;
+    std::filesystem::remove_all(path, error);
+    if (error) fail_input({.what = "cannot remove directory", .where = path, .actual = error.message()});
+}
+
+void remove_leftovers(const std::string& out) {
+    for (const std::string& name : list_directory(out)) {
+        const size_t suffix = name.find(".tmp-");
+        if (suffix != std::string::npos && step_of(std::string_view(name).substr(0, suffix)) >= 0)
+            remove_tree(out + "/" + name);
+    }
+}
+
+}  // namespace
+
+std::string checkpoint_name(int64_t step) {
+    std::string digits = std::to_string(step);
+    if (digits.size() < 8) digits.insert(0, 8 - digits.size(), '0');
+    return std::string(kStepPrefix) + digits;
+}
+
+void save_checkpoint(const std::string& out, const ParamTable& table, const ModelConfig& config,
+                     const void* params, DType dtype, const Optimizer& optimizer, const TrainerState& state,
+                     const std::string& tokenizer_directory) {
+    CHECK(state.num_updates == optimizer.num_updates() && state.num_skipped == optimizer.num_skipped(),
+          cat({"state ", state.num_updates, "+", state.num_skipped, ", optimizer ", optimizer.num_updates(),
+               "+", optimizer.num_skipped()}));
+    const std::string path = cat({out, "/", checkpoint_name(state.step)});
+    remove_leftovers(out);
+    if (path_exists(path) && !is_whole(path)) remove_tree(path);
+
+    AtomicDirectory directory(path);
+    const std::string& root = directory.temporary();
+    make_directories(root + "/trainer");
+    struct Arena {
+        const char* path;
+        const float* values;
+    };
+    std::vector<Arena> arenas = {{kMoment1Path, optimizer.moment1()}, {kMoment2Path, optimizer.moment2()}};
+    if (dtype != DType::f32) arenas.push_back({kMasterPath, optimizer.master()});
+
+    std::vector<FileRecord> records;
+    save_hf_model(root, table, config, params, dtype, tokenizer_directory);
+    for (const std::string& name : list_directory(root))
+        if (!is_directory(root + "/" + name)) records.push_back({name});
+    for (const Arena& arena : arenas) records.push_back({arena.path});
+    write_file_atomic(cat({root, "/", kStatePath}), state_to_json(state, dtype));
+    records.push_back({kStatePath});
+    // SHA-256 is slower than the disk's cache: each large file is written and hashed by a thread of its own.
+    parallel_for(static_cast<int64_t>(records.size()), [&](int64_t i) {
+        FileRecord& record = records[static_cast<size_t>(i)];
+        const std::string file = root + "/" + record.path;
+        for (const Arena& arena : arenas)
+            if (record.path == arena.path) save_arena(file, table, arena.values, DType::f32);
+        record.bytes = file_bytes(file);
+        record.sha256 = sha256_file(file);
+    });
+    write_hashes(root, records);
+    directory.commit();
+}
+
+TrainerState load_checkpoint(const std::string& directory, const ParamTable& table, const ModelConfig& config,
+                             void* params, DType dtype, Optimizer& optimizer) {
+    verify_hashes(directory);
+    // Through config.json's own text, so that what JSON cannot carry is not compared.
+    if (load_hf_config(directory) != config_from_json(config_to_json(config, "float32"), "this run's model"))
+        fail_input({.what = "checkpoint is of another model",
+                    .where = directory + "/config.json",
+                    .expected = "the model of this run",
+                    .actual = "other numbers",
+                    .hint = "use another --out, or start from it with --init"});
+    DType saved_dtype = DType::f32;
+    const TrainerState state = state_from_json(cat({directory, "/", kStatePath}), saved_dtype);
+
+    const char* master = saved_dtype == DType::f32 ? kModelPath : kMasterPath;
+    load_arena(cat({directory, "/", master}), table, optimizer.master(), DType::f32);
+    load_arena(cat({directory, "/", kMoment1Path}), table, optimizer.moment1(), DType::f32);
+    load_arena(cat({directory, "/", kMoment2Path}), table, optimizer.moment2(), DType::f32);
+    if (dtype == DType::bf16) {
+        if (saved_dtype == dtype)
+            load_arena(cat({directory, "/", kModelPath}), table, params, dtype);
+        else
+            optimizer.publish_master();
+    }
+    optimizer.set_num_updates(state.num_updates);
+    optimizer.set_num_skipped(state.num_skipped);
+    optimizer.loss_window().restore(state.loss_window);
+    optimizer.norm_window().restore(state.norm_window);
+    return state;
+}
+
+std::string newest_checkpoint(const std::string& out) {
+    const std::vector<std::string> names = whole_checkpoints(out);
+    return names.empty() ? "" : out + "/" + names[0];
+}
+
+void prune_checkpoints(const std::string& out, int64_t keep) {
+    CHECK(keep >= 0, cat({"keep=", keep}));
+    if (keep == 0) return;
+    const std::vector<std::string> names = whole_checkpoints(out);
+    for (size_t i = static_cast<size_t>(keep); i < names.size(); ++i) {
+        // Out of sight first: a reader never finds a half-removed directory under a checkpoint's name.
+        const std::string hidden = cat({out, "/", names[i], ".tmp-removed"});
+        remove_tree(hidden);
+        std::filesystem::rename(out + "/" + names[i], hidden);
+        remove_tree(hidden);
+    }
+}
+
+std::string weights_hash(const ParamTable& table, const float* master) {
+    const std::vector<ParamInfo>& rows = table.rows();
+    std::vector<Hash128> hashes(rows.size());
+    parallel_for(static_cast<int64_t>(rows.size()), [&](int64_t i) {
+        const ParamInfo& row = rows[static_cast<size_t>(i)];
+        hashes[static_cast<size_t>(i)] =
+            hash128(master + row.offset, row.size() * static_cast<int64_t>(sizeof(float)));
+    });
+    return hex(hash128(hashes.data(), static_cast<int64_t>(hashes.size() * sizeof(Hash128))));
+}

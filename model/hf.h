@@ -1,0 +1,29 @@
+// Hugging Face model directories: the weights' way in and out. Which tensors exist, and under which names, is
+// the parameter table's knowledge; here are the forms in which the world writes them: shards, half precision,
+// missing prefixes, Conv1D's transposed matrices, buffers that are no parameters, a tied head stored all the
+// same.
+#pragma once
+#include <string>
+
+#include "core/tensor.h"
+#include "model/config.h"
+#include "model/params.h"
+
+ModelConfig load_hf_config(const std::string& directory);
+
+// Loads model.safetensors, or the shards of model.safetensors.index.json (F32, BF16, F16), into an f32 arena.
+// Missing, surplus or misshapen tensors are InputErrors naming tensor, expected and actual; the arena is then
+// undefined.
+void load_hf_weights(const std::string& directory, const ParamTable& table, const ModelConfig& config,
+                     float* arena);
+
+// Writes config.json, generation_config.json, model.safetensors (from an arena of `dtype`, f32 or bf16) and
+// the tokenizer's files, copied from tokenizer_directory when that is not "", into `directory`, which must
+// exist.
+void save_hf_model(const std::string& directory, const ParamTable& table, const ModelConfig& config,
+                   const void* arena, DType dtype, const std::string& tokenizer_directory);
+
+// One arena as one safetensors file, under HF names and in HF shapes. Loading expects exactly these tensors;
+// values of another dtype are converted, to nearest.
+void save_arena(const std::string& path, const ParamTable& table, const void* arena, DType dtype);
+void load_arena(const std::string& path, const ParamTable& table, void* arena, DType dtype);
