@@ -1,0 +1,14 @@
+// Compares two configurations as Flags::resolved_toml() prints them, so that a resumed run can be held to its
+// own past.
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+struct ConfigDifference {
+    std::string name, stored, given;  // values as written; "(absent)" when one side lacks the line
+};
+// The first option, in the stored order, that differs and is not among `free` names.
+std::optional<ConfigDifference> first_difference(const std::string& stored_toml,
+                                                 const std::string& given_toml,
+                                                 const std::vector<std::string>& free);

@@ -1,0 +1,7 @@
+// How much memory this process may still take: what the kernel calls available, within the limits of its
+// cgroup.
+#pragma once
+#include <cstdint>
+
+int64_t available_memory_bytes();
+int64_t peak_rss_bytes();  // most resident memory so far (getrusage)

@@ -1,0 +1,185 @@
+// The update as a whole: against a plain float64 AdamW over a real parameter table, the guard, clipping, the
+// outlier window, the schedule. (The kernels' own tests hold their arithmetic to account.)
+#include "model/optimizer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "core/error.h"
+#include "core/threads.h"
+#include "model/config.h"
+
+namespace {
+
+struct Setup {
+    ModelConfig config = config_preset("tiny-llama");
+    ParamTable table{config};
+    std::vector<float> params = std::vector<float>(static_cast<size_t>(table.arena_size()));
+    std::vector<float> grads = params;
+
+    Setup() {
+        init_params(table, params.data(), 7);
+        for (const ParamInfo& row : table.rows()) {
+            for (int64_t i = 0; i < row.size(); ++i) {
+                grads[static_cast<size_t>(row.offset + i)] =
+                    0.01f * random_normal({11, 3}, static_cast<uint64_t>(row.offset + i));
+            }
+        }
+    }
+    double grad_norm() const {
+        double sum = 0;
+        for (float g : grads) sum += static_cast<double>(g) * g;
+        return std::sqrt(sum);
+    }
+};
+
+TEST(Optimizer, AdamWMatchesFloat64OverTheWholeTable) {
+    Setup s;
+    const OptimizerConfig config{
+        .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .grad_clip = 0.25};
+    std::vector<double> p(s.params.begin(), s.params.end()), m(p.size()), v(p.size());
+    Optimizer optimizer(s.table, config, s.params.data(), DType::f32, MatmulMath::f32);
+    const double lr = 1e-2, scale = std::min(1.0, 0.25 / (s.grad_norm() + 1e-6));
+    ASSERT_LT(scale, 1.0) << "the case must exercise clipping";
+    for (int t = 1; t <= 3; ++t) {
+        const StepResult result = optimizer.step(s.grads.data(), lr, 2.0);
+        ASSERT_TRUE(result.applied);
+        EXPECT_NEAR(result.grad_norm, s.grad_norm(), 1e-9 * s.grad_norm());
+        for (const ParamInfo& row : s.table.rows()) {
+            for (int64_t i = row.offset; i < row.offset + row.size(); ++i) {
+                const size_t k = static_cast<size_t>(i);
+                const double g = s.grads[k] * scale;
+                m[k] = 0.9 * m[k] + 0.1 * g;
+                v[k] = 0.95 * v[k] + 0.05 * g * g;
+                const double update =
+                    m[k] / (1 - std::pow(0.9, t)) / (std::sqrt(v[k] / (1 - std::pow(0.95, t))) + 1e-8);
+                p[k] -= lr * (update + (row.decay ? 0.1 : 0.0) * p[k]);
+            }
+        }
+    }
+    double worst = 0;
+    for (size_t k = 0; k < p.size(); ++k) worst = std::max(worst, std::abs(p[k] - s.params[k]));
+    // Three updates of size lr in f32: each rounds its own 1e-2 to about 1e-9 and the sum (below 2)
+    // to 1.2e-7.
+    EXPECT_LT(worst, 1e-6);
+}
+
+TEST(Optimizer, PaddingStaysZero) {
+    Setup s;
+    Optimizer optimizer(s.table, {}, s.params.data(), DType::f32, MatmulMath::f32);
+    optimizer.step(s.grads.data(), 1e-2, 1.0);
+    std::vector<bool> used(s.params.size());
+    for (const ParamInfo& row : s.table.rows()) {
+        for (int64_t i = 0; i < row.size(); ++i) used[static_cast<size_t>(row.offset + i)] = true;
+    }
+    for (size_t k = 0; k < used.size(); ++k) {
+        if (!used[k]) ASSERT_EQ(s.params[k], 0.0f) << k;
+    }
+}
+
+TEST(Optimizer, MuonTakesHiddenMatricesOnly) {
+    Setup by_muon, by_adamw;
+    Optimizer muon(by_muon.table, {.muon = true}, by_muon.params.data(), DType::f32, MatmulMath::f32);
+    Optimizer adamw(by_adamw.table, {}, by_adamw.params.data(), DType::f32, MatmulMath::f32);
+    muon.step(by_muon.grads.data(), 1e-2, 1.0);
+    adamw.step(by_adamw.grads.data(), 1e-2, 1.0);
+    int64_t matrices = 0;
+    for (const ParamInfo& row : by_muon.table.rows()) {
+        const auto begin = by_muon.params.begin() + row.offset;
+        const bool equal = std::equal(begin, begin + row.size(), by_adamw.params.begin() + row.offset);
+        EXPECT_EQ(equal, !row.muon) << row.hf_name;
+        matrices += row.muon;
+    }
+    EXPECT_EQ(matrices, 7 * by_muon.config.num_layers);  // q k v o gate up down
+}
+
+class Guard : public testing::TestWithParam<const char*> {};
+
+TEST_P(Guard, SkippedStepChangesNothingAndIsCounted) {
+    const std::string reason = GetParam();
+    Setup s;
+    Optimizer optimizer(s.table, {.outlier_z = 4}, s.params.data(), DType::f32, MatmulMath::f32);
+    for (int i = 0; i < OutlierWindow::kSize; ++i) {
+        optimizer.loss_window().accept(2.0 + 0.01 * (i % 5));
+        optimizer.norm_window().accept(s.grad_norm() * (1 + 0.01 * (i % 5)));
+    }
+    double loss = 2.0;
+    if (reason == "non-finite loss") loss = std::numeric_limits<double>::quiet_NaN();
+    if (reason == "outlier loss") loss = 3.0;
+    if (reason == "non-finite gradient") s.grads[5] = std::numeric_limits<float>::infinity();
+    if (reason == "outlier gradient") {
+        for (float& g : s.grads) g *= 3;
+    }
+    const std::vector<float> before = s.params;
+    const std::vector<double> window = optimizer.loss_window().values();
+    const StepResult result = optimizer.step(s.grads.data(), 1e-2, loss);
+    EXPECT_FALSE(result.applied);
+    EXPECT_EQ(result.reason, reason);
+    EXPECT_EQ(s.params, before);
+    EXPECT_EQ(optimizer.num_skipped(), 1);
+    EXPECT_EQ(optimizer.num_updates(), 0);
+    EXPECT_EQ(optimizer.loss_window().values(), window) << "a refused value must not enter the window";
+    for (int64_t i = 0; i < s.table.arena_size(); ++i) ASSERT_EQ(optimizer.moment1()[i], 0.0f);
+}
+INSTANTIATE_TEST_SUITE_P(Reasons, Guard,
+                         testing::Values("non-finite loss", "outlier loss", "non-finite gradient",
+                                         "outlier gradient"));
+
+TEST(Optimizer, SameBitsForAnyNumberOfThreads) {
+    const int threads_before = num_threads();
+    for (const bool muon : {false, true}) {
+        std::vector<std::vector<float>> results;
+        for (int threads : {1, 2, 3}) {
+            set_num_threads(threads);
+            Setup s;
+            std::vector<bf16> params(s.params.size());
+            Optimizer optimizer(s.table, {.muon = muon}, params.data(), DType::bf16, MatmulMath::bf16);
+            std::copy(s.params.begin(), s.params.end(), optimizer.master());
+            optimizer.publish_master();
+            for (int t = 0; t < 3; ++t) optimizer.step(s.grads.data(), 1e-2, 2.0);
+            std::vector<float> all(optimizer.master(), optimizer.master() + s.table.arena_size());
+            for (bf16 p : params) all.push_back(to_float(p));
+            results.push_back(all);
+        }
+        EXPECT_EQ(results[0], results[1]);
+        EXPECT_EQ(results[0], results[2]);
+    }
+    set_num_threads(threads_before);
+}
+
+TEST(OutlierWindow, SilentUntilFullThenScoresAndRestores) {
+    OutlierWindow window;
+    for (int i = 0; i < OutlierWindow::kSize; ++i) {
+        EXPECT_TRUE(std::isnan(window.z_score(100)));
+        window.accept(i % 2 ? 1.0 : -1.0);
+    }
+    EXPECT_DOUBLE_EQ(window.z_score(3.0), 3.0);  // mean 0, deviation 1
+    for (int i = 0; i < 5; ++i) window.accept(0.5 * i);
+    OutlierWindow restored;
+    restored.restore(window.values());
+    EXPECT_EQ(restored.values(), window.values());
+    restored.accept(9), window.accept(9);
+    EXPECT_EQ(restored.values(), window.values());
+}
+
+TEST(Schedule, EndsAndMiddles) {
+    const Schedule cosine{.name = "cosine", .lr = 1.0, .final_frac = 0.1, .warmup = 10, .num_steps = 110};
+    EXPECT_DOUBLE_EQ(cosine.at(0), 0.1);
+    EXPECT_DOUBLE_EQ(cosine.at(9), 1.0);
+    EXPECT_DOUBLE_EQ(cosine.at(10), 1.0);
+    EXPECT_NEAR(cosine.at(60), 0.55, 1e-12);
+    EXPECT_NEAR(cosine.at(110), 0.1, 1e-12);
+    EXPECT_NEAR(cosine.at(500), 0.1, 1e-12) << "past the end it stays";
+    const Schedule linear{.name = "linear", .lr = 2.0, .final_frac = 0, .warmup = 0, .num_steps = 100};
+    EXPECT_DOUBLE_EQ(linear.at(25), 1.5);
+    const Schedule wsd{.name = "wsd", .lr = 1.0, .final_frac = 0, .warmup = 0, .num_steps = 100};
+    EXPECT_DOUBLE_EQ(wsd.at(79), 1.0);
+    EXPECT_NEAR(wsd.at(85), 0.5, 1e-12);
+    EXPECT_DOUBLE_EQ((Schedule{.name = "constant", .lr = 3.0}).at(12345), 3.0);
+    EXPECT_THROW((Schedule{.name = "cosin"}).at(5), InputError);
+}
+
+}  // namespace
