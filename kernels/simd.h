@@ -85,6 +85,16 @@ SIMD_INLINE Vec fma(Vec a, Vec b, Vec c) {
     return a * b + c;
 }  // contracted: kernels are built with -ffp-contract=fast
 SIMD_INLINE Vec select(VecI mask, Vec a, Vec b) { return mask ? a : b; }
+SIMD_INLINE Vec sqrt(Vec v) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vec>(_mm512_sqrt_ps(reinterpret_cast<__m512>(v)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Vec>(_mm256_sqrt_ps(reinterpret_cast<__m256>(v)));
+#else
+    for (int i = 0; i < kWidth; ++i) v[i] = __builtin_sqrtf(v[i]);
+    return v;
+#endif
+}
 SIMD_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where either is NaN
 SIMD_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
