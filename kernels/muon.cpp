@@ -1,0 +1,123 @@
+// Muon on the CPU. The fifteen products of the Newton-Schulz iteration are nearly all of the time; the rest
+// is five passes over the matrix. The iteration works on the wide orientation, so that its square matrices
+// are small.
+#include "kernels/muon.h"
+
+#include <cmath>
+
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "kernels/global_norm.h"
+#include "kernels/philox_simd.h"
+
+namespace ISA_NAMESPACE {
+namespace {
+
+constexpr int kIterations = 5;
+constexpr float kA = 3.4445f, kB = -4.7750f,
+                kC = 2.0315f;  // Jordan et al.: steepest at zero that still converges
+
+void check_muon(Tensor param, Tensor master, Tensor momentum, Tensor grad, Tensor scratch,
+                int64_t first_index) {
+    const ArgumentCheck check{"muon_step", master.device};
+    check.tensor("master", master, DType::f32, {-1, -1});
+    check.like("momentum", momentum, master);
+    check.like("grad", grad, master);
+    if (!param.absent()) check.tensor("param", param, DType::bf16, {master.dims[0], master.dims[1]});
+    check.scratch(scratch, muon_scratch_bytes(master.dims[0], master.dims[1]));
+    check.that(first_index >= 0, "first_index", "at least 0", first_index);
+}
+
+// momentum = mu momentum + (1 - mu) g,  u = (1 - mu) g + mu momentum
+void nesterov(float* u, float* momentum, const float* grad, int64_t count, float mu, float grad_scale) {
+    for_each_vec(count, [=](int64_t i, int64_t n) ALWAYS_INLINE {
+        const Vec g = load_first(grad + i, n) * (grad_scale * (1 - mu));
+        const Vec m = fma(load_first(momentum + i, n), splat(mu), g);
+        store_first(momentum + i, m, n);
+        store_first(u + i, fma(m, splat(mu), g), n);
+    });
+}
+
+// out[c,r] = inp[r,c], in tiles that keep both sides' lines in L1.
+void transpose(float* out, const float* inp, int64_t rows, int64_t cols) {
+    constexpr int64_t kTile = 32;
+    parallel_ranges(cols, kTile, [=](int64_t col_begin, int64_t col_end) {
+        for (int64_t row_begin = 0; row_begin < rows; row_begin += kTile) {
+            const int64_t row_end = row_begin + kTile < rows ? row_begin + kTile : rows;
+            for (int64_t c = col_begin; c < col_end; ++c) {
+                for (int64_t r = row_begin; r < row_end; ++r) out[c * rows + r] = inp[r * cols + c];
+            }
+        }
+    });
+}
+
+// master = decay master - step_size x, and param from it.
+void apply(Tensor param, float* master, const float* x, int64_t count, float decay, float step_size,
+           const MuonStep& step) {
+    const auto update = [=](int64_t i, int64_t n) ALWAYS_INLINE {
+        const Vec result = load_first(master + i, n) * decay - load_first(x + i, n) * step_size;
+        store_first(master + i, result, n);
+        return result;
+    };
+    if (param.absent()) return for_each_vec(count, [=](int64_t i, int64_t n) ALWAYS_INLINE { update(i, n); });
+    bf16* rounded = param.as<bf16>();
+    parallel_ranges(count, kElementGrain, [=](int64_t begin, int64_t end) {
+        for_each_random_vec(begin, end, step.first_index, step.rounding,
+                            [=](int64_t i, int64_t n, const uint16_t* draws) ALWAYS_INLINE {
+                                store_first(rounded + i, round_stochastic(update(i, n), draws), n);
+                            });
+    });
+}
+
+}  // namespace
+
+int64_t muon_scratch_bytes(int64_t rows, int64_t cols) {
+    const int64_t small = rows < cols ? rows : cols;
+    return (2 * rows * cols + 2 * small * small) * static_cast<int64_t>(sizeof(float));
+}
+
+void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonStep& step,
+               MatmulMath math, Tensor scratch, Stream stream) {
+    check_muon(param, master, momentum, grad, scratch, step.first_index);
+    const int64_t rows = master.dims[0], cols = master.dims[1], count = rows * cols;
+    if (count == 0) return;
+    const bool tall = rows > cols;
+    const int64_t small = tall ? cols : rows, large = tall ? rows : cols;
+    float* memory = static_cast<float*>(scratch.data);
+    Tensor x = tensor_of(memory, small, large), next = tensor_of(memory + count, small, large);
+    const Tensor a = tensor_of(memory + 2 * count, small, small);
+    const Tensor b = tensor_of(memory + 2 * count + small * small, small, small);
+
+    float* u = tall ? next.as<float>() : x.as<float>();
+    nesterov(u, momentum.as<float>(), grad.as<float>(), count, step.momentum, step.grad_scale);
+    if (tall) transpose(x.as<float>(), u, rows, cols);
+    const double norm = std::sqrt(sum_of_squares(x.view(count), stream));
+    float* x_data = x.as<float>();
+    const float inverse_norm = static_cast<float>(1 / (norm + 1e-7));
+    for_each_vec(count, [=](int64_t i, int64_t n) ALWAYS_INLINE {
+        store_first(x_data + i, load_first(x_data + i, n) * inverse_norm, n);
+    });
+
+    for (int iteration = 0; iteration < kIterations; ++iteration) {
+        matmul_general(a, x, x, true, 1, 0, {}, math, stream);      // A = X X^T, symmetric
+        matmul_general(b, a, a, true, kC, kB, a, math, stream);     // B = b A + c A^2
+        matmul_general(next, b, x, false, 1, kA, x, math, stream);  // X = a X + B X
+        std::swap(x, next);
+    }
+    if (tall) {
+        transpose(next.as<float>(), x.as<float>(), small, large);
+        std::swap(x, next);
+    }
+    const double aspect = static_cast<double>(rows) / static_cast<double>(cols);
+    apply(param, master.as<float>(), x.as<float>(), count,
+          static_cast<float>(1 - static_cast<double>(step.lr) * step.weight_decay),
+          static_cast<float>(step.lr * std::sqrt(aspect > 1 ? aspect : 1)), step);
+}
+
+}  // namespace ISA_NAMESPACE
+
+KERNEL_ENTRY(int64_t, muon_scratch_bytes, (int64_t rows, int64_t cols), (rows, cols))
+KERNEL_ENTRY(void, muon_step,
+             (Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonStep& step,
+              MatmulMath math, Tensor scratch, Stream stream),
+             (param, master, momentum, grad, step, math, scratch, stream))
