@@ -15,6 +15,7 @@
 enum class SplitPattern { gpt2, llama3, qwen2 };
 
 const char* split_pattern_name(SplitPattern pattern);
+const char* split_pattern_gguf_name(SplitPattern pattern);      // tokenizer.ggml.pre in a GGUF file
 SplitPattern split_pattern_from_name(const std::string& name);  // InputError with the nearest name
 std::vector<std::string> split_pattern_names();
 std::string_view split_pattern_regex(SplitPattern pattern);

@@ -16,8 +16,9 @@
 struct AddedToken {
     std::string content;
     int32_t id = -1;
-    bool special = true;      // plain text unless allowed; never part of what a model says
-    bool normalized = false;  // HF: looked for after normalization, and after those that are not
+    bool special = true;         // plain text unless allowed; never part of what a model says
+    bool normalized = false;     // HF: looked for after normalization, and after those that are not
+    bool in_vocabulary = false;  // HF: also an entry of model.vocab (gpt2's <|endoftext|>)
 };
 
 // Everything that defines a tokenizer; train() makes one, load() reads one.
@@ -27,22 +28,25 @@ struct TokenizerModel {
     };
     SplitPattern pattern = SplitPattern::gpt2;
     bool nfc = false;
-    std::vector<std::string> tokens;  // [V] bytes of each id; "" where no token has the id. Added tokens too.
-    std::vector<Merge> merges;        // in rank order; unused when ranked_by_id
-    bool whole_piece_first =
-        false;  // a piece that is a token is that token, whatever the merges say (ignore_merges)
-    bool ranked_by_id =
-        false;  // tiktoken's rule: any two tokens whose bytes join to a token merge, rank = its id
+    std::vector<std::string> tokens;  // [V] bytes of each id, added tokens too; "" where no token has the id
+    std::vector<Merge> merges;        // in rank order; a Tokenizer fills them in when ranked_by_id
+    // A piece that is a token is that token, whatever the merges say (HF: ignore_merges).
+    bool whole_piece_first = false;
+    // tiktoken's rule: two tokens merge when their joined bytes are a token, and its id is the rank. In a
+    // tokenizer.json the same merges have one rank each; a tie between two ways to one token may fall
+    // otherwise.
+    bool ranked_by_id = false;
     std::vector<AddedToken> added;
     int32_t eot = -1;            // end of text: stands before each document; -1: none
     std::string post_processor;  // JSON as read; "" : none
 };
 
 struct LoadOptions {
-    std::string pattern;  // for .tiktoken, which does not say: gpt2, llama3, qwen2
-    std::vector<std::string>
-        specials;     // for .tiktoken: ids follow the last rank; the first one is end of text
-    std::string eot;  // name of the end-of-text token where the files do not say
+    // A .tiktoken does not say these. Specials take the ids after the last rank; the first one is end of
+    // text.
+    std::string pattern;  // gpt2, llama3, qwen2
+    std::vector<std::string> specials;
+    std::string eot;  // name of the end-of-text token; needed where the files do not say
 };
 
 enum class Specials : uint8_t { as_text, allowed };
@@ -59,6 +63,8 @@ public:
     // as_text: the names of special tokens are ordinary text. allowed: they become their ids (trusted text
     // only). Many texts: use an Encoder, which is several times faster.
     std::vector<int32_t> encode(std::string_view text, Specials specials = Specials::as_text) const;
+    // The pieces that merges never cross, normalized; their concatenation decodes as encode's ids do.
+    std::vector<std::string> pieces(std::string_view text, Specials specials = Specials::as_text) const;
     std::string decode(const std::vector<int32_t>& ids) const;  // InputError for an id out of range
     std::string_view token_bytes(int32_t id) const;             // "" for an id without a token
 
