@@ -143,12 +143,11 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), map_(pa
     std::vector<Span> spans;
     for (const auto& [name, value] : header.items()) {
         if (name == "__metadata__") {
-            for (const auto& [key, text] : value.items()) {
-                if (!value.is_object() || !text.is_string())
-                    fail_input({"__metadata__ is not a map of strings", path, "strings",
-                                value.dump().substr(0, 100), kCopyHint});
-                metadata_[key] = text.get<std::string>();
-            }
+            const auto is_text = [](const json& text) { return text.is_string(); };
+            if (!value.is_object() || !std::all_of(value.begin(), value.end(), is_text))
+                fail_input({"__metadata__ is not a map of strings", path, "strings",
+                            value.dump().substr(0, 100), kCopyHint});
+            metadata_ = value.get<std::map<std::string, std::string>>();
             continue;
         }
         int64_t begin = 0;
