@@ -47,14 +47,15 @@ public:
     // Plans, checks nothing against the machine; allocates at construction. `params` start zeroed.
     Transformer(const ModelConfig& config, const RunShape& shape);
     ~Transformer();
-    // The lines of this class: params, grads, activations, scratch. Pure: allocates nothing.
+    // The lines of this class: parameters, gradients, activations, scratch. Pure: allocates nothing.
     static void plan(MemoryPlan& plan, const ModelConfig& config, const RunShape& shape);
 
     const ModelConfig& config() const;
     const RunShape& shape() const;
     const ParamTable& table() const;
-    void* params() const;  // arena of shape.dtype
-    float* grads() const;  // arena f32; null without backward
+    void* params() const;             // arena of shape.dtype
+    float* grads() const;             // arena f32; null without backward
+    int64_t allocated_bytes() const;  // what plan() said
 
     // Forward and backward. Gradients of sum(losses) * dloss_scale are set (accumulate = false) or added.
     // Returns the sum of the losses over counted targets, in order, in f64.

@@ -1,0 +1,162 @@
+// The layer's pieces as calls of kernels; nothing is computed here.
+#include "model/layer.h"
+
+#include "core/error.h"
+#include "kernels/gelu.h"
+#include "kernels/layernorm.h"
+#include "kernels/qknorm.h"
+#include "kernels/relu2.h"
+#include "kernels/rmsnorm.h"
+#include "kernels/swiglu.h"
+
+LayerTensors layer_tensors(const ParamTable& table, void* arena, DType dtype, int64_t layer) {
+    const auto slot = [&](Slot s) { return table.slot(arena, dtype, s, layer); };
+    return {.norm1_w = slot(Slot::norm1_w),
+            .norm1_b = slot(Slot::norm1_b),
+            .qkv_w = slot(Slot::qkv_w),
+            .qkv_b = slot(Slot::qkv_b),
+            .q_norm = slot(Slot::q_norm),
+            .k_norm = slot(Slot::k_norm),
+            .out_w = slot(Slot::out_w),
+            .out_b = slot(Slot::out_b),
+            .norm2_w = slot(Slot::norm2_w),
+            .norm2_b = slot(Slot::norm2_b),
+            .fc_w = slot(Slot::fc_w),
+            .fc_b = slot(Slot::fc_b),
+            .proj_w = slot(Slot::proj_w),
+            .proj_b = slot(Slot::proj_b)};
+}
+
+AttentionShape attention_shape(const ModelConfig& c, int64_t layer) {
+    return {.num_heads = c.num_heads, .num_kv_heads = c.num_kv_heads, .window = c.window(layer)};
+}
+
+void norm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps) {
+    if (b.absent()) {
+        rmsnorm_forward(y, rstd, x, w, eps);
+    } else {
+        layernorm_forward(y, mean, rstd, x, w, b, eps);
+    }
+}
+
+void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean, Tensor rstd,
+                   bool accumulate_dx) {
+    if (db.absent()) {
+        rmsnorm_backward(dx, dw, dy, x, w, rstd, accumulate_dx);
+    } else {
+        layernorm_backward(dx, dw, db, dy, x, w, mean, rstd, accumulate_dx);
+    }
+}
+
+void project_qkv(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x) {
+    const ModelConfig& c = run.config;
+    norm_forward(a.norm1, a.norm1_mean, a.norm1_rstd, x, p.norm1_w, p.norm1_b, c.norm_eps);
+    matmul_forward(a.qkv, a.norm1, p.qkv_w, {.bias = p.qkv_b}, run.math);
+    if (c.qk_norm) {
+        const Tensor raw = run.keep_for_backward ? a.qk_raw : Tensor{};
+        qknorm_forward(a.qkv, a.qk_rstd, raw, p.q_norm, p.k_norm, c.norm_eps, c.num_heads, c.num_kv_heads);
+    }
+    if (!run.rope.absent()) rope_forward(a.qkv, run.rope, run.positions, c.num_heads, c.num_kv_heads);
+}
+
+void project_attention(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x) {
+    matmul_forward(a.middle, a.attention, p.out_w, {.bias = p.out_b, .residual = x}, run.math);
+}
+
+void mlp_hidden(const LayerRun& run, const LayerTensors& p, const LayerActivations& a) {
+    norm_forward(a.norm2, a.norm2_mean, a.norm2_rstd, a.middle, p.norm2_w, p.norm2_b, run.config.norm_eps);
+    switch (run.config.mlp) {
+        case Mlp::gelu:
+            matmul_forward(a.act, a.norm2, p.fc_w, {.bias = p.fc_b, .gelu = true, .pre_activation = a.fc},
+                           run.math);
+            break;
+        case Mlp::swiglu:
+            matmul_forward(a.fc, a.norm2, p.fc_w, {.bias = p.fc_b}, run.math);
+            swiglu_forward(a.act, a.fc);
+            break;
+        case Mlp::relu2:
+            matmul_forward(a.fc, a.norm2, p.fc_w, {.bias = p.fc_b}, run.math);
+            relu2_forward(a.act, a.fc);
+            break;
+    }
+}
+
+void mlp_output(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor y) {
+    matmul_forward(y, a.act, p.proj_w, {.bias = p.proj_b, .residual = a.middle}, run.math);
+}
+
+void layer_forward(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x,
+                   int64_t layer) {
+    project_qkv(run, p, a, x);
+    attention_forward(a.attention, a.lse, a.qkv, run.cu_seqlens, attention_shape(run.config, layer),
+                      run.math);
+    project_attention(run, p, a, x);
+    mlp_hidden(run, p, a);
+}
+
+namespace {
+// Redoes norm2 and the activation from what Recompute::mlp kept: middle and fc.
+void recompute_mlp(const LayerRun& run, const LayerTensors& p, const LayerActivations& a) {
+    norm_forward(a.norm2, a.norm2_mean, a.norm2_rstd, a.middle, p.norm2_w, p.norm2_b, run.config.norm_eps);
+    switch (run.config.mlp) {
+        case Mlp::gelu: gelu_forward(a.act, a.fc); break;
+        case Mlp::swiglu: swiglu_forward(a.act, a.fc); break;
+        case Mlp::relu2: relu2_forward(a.act, a.fc); break;
+    }
+}
+
+void mlp_backward(const LayerRun& run, const LayerTensors& p, const LayerTensors& g,
+                  const LayerActivations& a, const BackwardScratch& s, bool accumulate) {
+    matmul_backward_weight(g.proj_w, g.proj_b, s.dstream, a.act, accumulate, run.math);
+    // The activation has done its duty; its gradient takes its place, and that of fc the place of act or fc.
+    const Tensor dact = a.act;
+    Tensor dfc = dact;
+    switch (run.config.mlp) {
+        case Mlp::gelu: matmul_backward_input(dact, s.dstream, p.proj_w, false, a.fc, run.math); break;
+        case Mlp::swiglu:
+            matmul_backward_input(dact, s.dstream, p.proj_w, false, {}, run.math);
+            dfc = a.fc;
+            swiglu_backward(dfc, a.fc, dact);
+            break;
+        case Mlp::relu2:
+            matmul_backward_input(dact, s.dstream, p.proj_w, false, {}, run.math);
+            relu2_backward(dfc, a.fc, dact);
+            break;
+    }
+    matmul_backward_weight(g.fc_w, g.fc_b, dfc, a.norm2, accumulate, run.math);
+    matmul_backward_input(s.dnorm, dfc, p.fc_w, false, {}, run.math);
+    // The stream goes around the MLP too: its gradient is added to.
+    norm_backward(s.dstream, g.norm2_w, g.norm2_b, s.dnorm, a.middle, p.norm2_w, a.norm2_mean, a.norm2_rstd,
+                  true);
+}
+
+void attention_part_backward(const LayerRun& run, const LayerTensors& p, const LayerTensors& g,
+                             const LayerActivations& a, const BackwardScratch& s, Tensor x, int64_t layer,
+                             bool accumulate) {
+    const ModelConfig& c = run.config;
+    matmul_backward_weight(g.out_w, g.out_b, s.dstream, a.attention, accumulate, run.math);
+    matmul_backward_input(s.dattention, s.dstream, p.out_w, false, {}, run.math);
+    attention_backward(s.dqkv, s.dattention, a.attention, a.lse, a.qkv, run.cu_seqlens,
+                       attention_shape(c, layer), run.math, s.workspace);
+    if (!run.rope.absent()) rope_backward(s.dqkv, run.rope, run.positions, c.num_heads, c.num_kv_heads);
+    if (c.qk_norm) {
+        qknorm_backward(s.dqkv, g.q_norm, g.k_norm, a.qk_raw, a.qk_rstd, p.q_norm, p.k_norm, c.num_heads,
+                        c.num_kv_heads);
+    }
+    matmul_backward_weight(g.qkv_w, g.qkv_b, s.dqkv, a.norm1, accumulate, run.math);
+    matmul_backward_input(s.dnorm, s.dqkv, p.qkv_w, false, {}, run.math);
+    norm_backward(s.dstream, g.norm1_w, g.norm1_b, s.dnorm, x, p.norm1_w, a.norm1_mean, a.norm1_rstd, true);
+}
+}  // namespace
+
+void layer_backward(const LayerRun& run, const LayerTensors& p, const LayerTensors& g,
+                    const LayerActivations& a, const BackwardScratch& s, Tensor x, int64_t layer,
+                    Recompute recompute, bool accumulate) {
+    if (recompute == Recompute::block) layer_forward(run, p, a, x, layer);
+    if (recompute == Recompute::mlp) recompute_mlp(run, p, a);
+    mlp_backward(run, p, g, a, s, accumulate);
+    if (recompute == Recompute::mlp) {
+        norm_forward(a.norm1, a.norm1_mean, a.norm1_rstd, x, p.norm1_w, p.norm1_b, run.config.norm_eps);
+    }
+    attention_part_backward(run, p, g, a, s, x, layer, accumulate);
+}
