@@ -72,6 +72,7 @@ std::string state_to_json(const TrainerState& state, DType dtype) {
     j["loss_window"] = from_doubles(state.loss_window);
     j["norm_window"] = from_doubles(state.norm_window);
     j["best_val_loss"] = from_double(state.best_val_loss);
+    j["last_loss"] = from_double(state.last_loss);
     j["seed"] = state.seed;
     j["config_toml"] = state.config_toml;
     j["data_hash"] = state.data_hash;
@@ -96,6 +97,7 @@ TrainerState state_from_json(const std::string& path, DType& dtype) {
         state.loss_window = to_doubles(j.at("loss_window"));
         state.norm_window = to_doubles(j.at("norm_window"));
         state.best_val_loss = to_double(j.at("best_val_loss"));
+        state.last_loss = to_double(j.at("last_loss"));
         j.at("seed").get_to(state.seed);
         j.at("config_toml").get_to(state.config_toml);
         j.at("data_hash").get_to(state.data_hash);

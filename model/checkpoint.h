@@ -23,6 +23,7 @@ struct TrainerState {
     int64_t num_updates = 0, num_skipped = 0;
     std::vector<double> loss_window, norm_window;
     double best_val_loss = 0;  // 0: none yet
+    double last_loss = 0;      // training loss of the step just done
     uint64_t seed = 0;
     std::string config_toml;  // resolved flags
     std::string data_hash;    // hash of the training manifest
