@@ -86,11 +86,16 @@ void declare(Flags& f, Options& o) {
     f.add("quiet", o.quiet, "no progress bar");
 }
 
-// Options that may differ between the two halves of a resumed run: they cannot change a weight.
+// Options that a resumed run may change. Only micro-batch and isa can move a weight at all, by rounding.
 const std::vector<std::string> kFreeOptions = {
     "stop-at",    "micro-batch",  "recompute",        "device", "isa",          "threads",
     "eval-every", "eval-batches", "checkpoint-every", "keep",   "sample-every", "sample-prompt",
     "quiet",      "out",          "val-data",         "config"};
+
+double rounded(double value, int digits) {
+    const double scale = std::pow(10.0, digits);
+    return std::round(value * scale) / scale;
+}
 
 volatile std::sig_atomic_t g_signal = 0;
 void on_signal(int signal) { g_signal = signal; }
@@ -110,67 +115,74 @@ void claim_run_directory(const Options& o, const std::string& resolved) {
         write_file_atomic(stored_path, resolved);
         return;
     }
-    const std::optional<ConfigDifference> difference =
-        first_difference(read_file(stored_path), resolved, kFreeOptions);
-    if (difference) {
-        fail_input(
-            {.what = cat({"output directory belongs to another run: --", difference->name, " differs"}),
-             .where = stored_path,
-             .expected = difference->stored,
-             .actual = difference->given,
-             .hint = "repeat the first run's arguments to continue it, or choose another --out"});
-    }
+    const auto difference = first_difference(read_file(stored_path), resolved, kFreeOptions);
+    if (!difference) return;
+    fail_input({.what = cat({"output directory belongs to another run: --", difference->name, " differs"}),
+                .where = stored_path,
+                .expected = difference->stored,
+                .actual = difference->given,
+                .hint = "repeat that run's arguments to continue it, or choose another --out"});
 }
 
 // Says what the run needs and refuses what will not fit, before anything is allocated.
 void check_memory(const MemoryPlan& plan, const Options& o) {
     std::fprintf(stderr, "%s", plan.text().c_str());
-    const double available = static_cast<double>(available_memory_bytes());
-    if (static_cast<double>(plan.total_bytes()) <= available) return;
+    const int64_t available = available_memory_bytes();
+    if (plan.total_bytes() <= available) return;
     std::string hint = o.micro_batch > 1 ? cat({"--micro-batch ", o.micro_batch / 2}) : "a shorter --seq-len";
     if (o.recompute != "block") hint += " or --recompute block";
     if (o.dtype != "bf16") hint += " or --dtype bf16";
     fail_input({.what = "the run does not fit in memory",
                 .where = cat({"--micro-batch ", o.micro_batch}),
-                .expected = cat({"at most ", human_bytes(available)}),
+                .expected = cat({"at most ", human_bytes(static_cast<double>(available))}),
                 .actual = human_bytes(static_cast<double>(plan.total_bytes())),
                 .hint = hint});
 }
 
+// The directory of the tokenizer that made the shards, "" when they do not say. It must fit the model: no
+// more tokens than the embedding has rows and, for a model that brings its own, the very same.
+std::string tokenizer_of(const ShardSet& shards, const ModelConfig& config,
+                         const std::string& init_directory) {
+    if (shards.vocab_size() > config.vocab_size) {
+        fail_input({.what = "the shards' vocabulary does not match the model",
+                    .where = "--train-data",
+                    .expected = cat({"at most ", config.vocab_size, " tokens"}),
+                    .actual = cat({shards.vocab_size()}),
+                    .hint = "encode with the model's tokenizer, or choose another --init"});
+    }
+    const bool own = !init_directory.empty() && path_exists(init_directory + "/tokenizer.json");
+    if (own && !shards.tokenizer_hash().empty()) {
+        const std::string hash = Tokenizer::load(init_directory).hash();
+        if (hash != shards.tokenizer_hash()) {
+            fail_input({.what = "the shards were made with another tokenizer than the model's",
+                        .where = init_directory,
+                        .expected = hash,
+                        .actual = shards.tokenizer_hash(),
+                        .hint = cat({"build/tokenize encode --tokenizer ", init_directory})});
+        }
+    }
+    return own ? init_directory : shards.tokenizer_path();
+}
+
 int body(int argc, char** argv) {
-    // ---- options
-    // ---------------------------------------------------------------------------------------------------
+    // ---- options ----
     Options o;
-    Flags flags("train", "Trains a language model on token shards and resumes by itself.",
-                "  build/train --init demo --train-data 'shards/train_*.bin' --val-data 'shards/val_*.bin' "
-                "--out run\n"
-                "  build/train --init path/to/hf-model --train-data 'fineweb/*.bin' --out run --dtype bf16 "
-                "--lr 1e-5");
+    Flags flags(
+        "train", "Trains a language model on token shards and resumes by itself.",
+        "  build/train --init demo --train-data 'shards/train_*.bin' --val-data 'shards/val_*.bin' --out "
+        "run\n"
+        "  build/train --init hf-model --train-data 'fineweb/*.bin' --out run --dtype bf16 --lr 1e-5");
     declare(flags, o);
     flags.parse(argc, argv);
-    set_threads_and_isa(o.threads, o.isa);
+    if (o.threads > 0) set_num_threads(static_cast<int>(o.threads));
+    set_isa(isa_from_name(o.isa.c_str()));
     set_progress_enabled(!o.quiet);
     const std::unique_ptr<Comm> comm = make_self_comm();
+    const uint64_t seed = static_cast<uint64_t>(o.seed);
 
-    // ---- data
-    // ------------------------------------------------------------------------------------------------------
-    const LoaderOptions train_options{.seq_len = o.seq_len,
-                                      .seed = static_cast<uint64_t>(o.seed),
-                                      .shuffle = true,
-                                      .mask_documents = o.mask_documents,
-                                      .eot = static_cast<int32_t>(o.eot)};
-    const Loader train_data(o.train_data, "--train-data", train_options);
-    std::optional<Loader> val_data;
-    if (!o.val_data.empty()) {
-        LoaderOptions val_options = train_options;
-        val_options.shuffle = false;
-        val_data.emplace(o.val_data, "--val-data", val_options);
-    }
-    std::optional<Tokenizer> tokenizer;
-    if (!train_data.tokenizer_directory().empty())
-        tokenizer = Tokenizer::load(train_data.tokenizer_directory());
-    const std::vector<int32_t> token_bytes = tokenizer ? bytes_per_token(*tokenizer) : std::vector<int32_t>{};
-
+    // ---- model and data ----
+    const bool from_directory = is_directory(o.init);
+    const ModelConfig config = from_directory ? load_hf_config(o.init) : config_preset(o.init);
     const int64_t micro_tokens = o.micro_batch * o.seq_len;
     if (o.batch_tokens == 0) o.batch_tokens = micro_tokens;
     if (o.batch_tokens % micro_tokens != 0) {
@@ -180,189 +192,193 @@ int body(int argc, char** argv) {
                     .actual = cat({o.batch_tokens})});
     }
     const int64_t samples_per_step = o.batch_tokens / o.seq_len;
+    const std::string resolved = flags.resolved_toml();
+    LoaderOptions loading{.seq_len = o.seq_len,
+                          .micro_batch = o.micro_batch,
+                          .order = LoaderOrder::shuffled,
+                          .seed = seed,
+                          .samples_per_step = samples_per_step,
+                          .vocab_size = config.vocab_size,
+                          .eot = static_cast<int32_t>(o.eot),
+                          .mask_documents = o.mask_documents};
+    Loader train_data(o.train_data, "--train-data", loading);
+    loading.order = LoaderOrder::sequential;
+    loading.samples_per_step = 0;
+    std::optional<Loader> val_data;
+    if (!o.val_data.empty()) val_data.emplace(o.val_data, "--val-data", loading);
+    const std::string tokenizer_directory =
+        tokenizer_of(train_data.shards(), config, from_directory ? o.init : "");
+    std::optional<Tokenizer> tokenizer;
+    std::vector<int32_t> token_bytes;
+    if (!tokenizer_directory.empty()) {
+        tokenizer = Tokenizer::load(tokenizer_directory);
+        token_bytes = bytes_per_token(*tokenizer);
+    }
 
-    // ---- model
-    // -----------------------------------------------------------------------------------------------------
-    const bool from_directory = is_directory(o.init);
-    const ModelConfig config = from_directory ? load_hf_config(o.init) : config_preset(o.init);
-    check_vocabulary(train_data, config, o.init);
+    // ---- memory: planned, printed, refused or allocated ----
     const RunShape shape{.num_rows = o.micro_batch,
                          .seq_len = o.seq_len,
                          .dtype = o.dtype == "bf16" ? DType::bf16 : DType::f32,
                          .math = o.dtype == "fp32" ? MatmulMath::f32 : MatmulMath::bf16,
-                         .recompute = recompute_from_name(o.recompute)};
-    const OptimizerConfig optimizer_config{.muon = o.optimizer == "muon",
-                                           .beta1 = o.beta1,
-                                           .beta2 = o.beta2,
-                                           .eps = o.eps,
-                                           .weight_decay = o.weight_decay,
-                                           .grad_clip = o.grad_clip,
-                                           .muon_lr_ratio = o.muon_lr_ratio,
-                                           .outlier_z = o.outlier_z,
-                                           .seed = static_cast<uint64_t>(o.seed)};
-    const Schedule schedule{.name = o.schedule,
-                            .lr = o.lr,
-                            .final_frac = o.lr_final_frac,
-                            .warmup = o.warmup,
-                            .num_steps = o.steps};
-
-    // ---- memory
-    // ----------------------------------------------------------------------------------------------------
+                         .recompute = o.recompute == "block" ? Recompute::block
+                                      : o.recompute == "mlp" ? Recompute::mlp
+                                                             : Recompute::none};
+    const OptimizerConfig optimizing{.muon = o.optimizer == "muon",
+                                     .beta1 = o.beta1,
+                                     .beta2 = o.beta2,
+                                     .eps = o.eps,
+                                     .weight_decay = o.weight_decay,
+                                     .grad_clip = o.grad_clip,
+                                     .muon_lr_ratio = o.muon_lr_ratio,
+                                     .outlier_z = o.outlier_z,
+                                     .seed = seed};
     const ParamTable table(config);
     MemoryPlan plan;
     Transformer::plan(plan, config, shape);
-    Optimizer::plan(plan, table, optimizer_config, shape.dtype);
+    Optimizer::plan(plan, table, optimizing, shape.dtype);
     check_memory(plan, o);
-    claim_run_directory(o, flags.resolved_toml());
+    claim_run_directory(o, resolved);
+    std::fprintf(stderr, "%s", resolved.c_str());
     Transformer model(config, shape);
-    Optimizer optimizer(table, optimizer_config, model.params(), shape.dtype, shape.math);
+    Optimizer optimizer(table, optimizing, model.params(), shape.dtype, shape.math);
 
-    // ---- start or resume
-    // -------------------------------------------------------------------------------------------
+    // ---- start or resume ----
     TrainerState state;
-    state.seed = static_cast<uint64_t>(o.seed);
-    state.config_toml = flags.resolved_toml();
-    state.data_hash = train_data.data_hash();
+    const std::string data_hash = train_data.shards().manifest_hash();
     if (const std::string checkpoint = newest_checkpoint(o.out); !checkpoint.empty()) {
-        const std::string data_hash = state.data_hash;
-        state = load_checkpoint(checkpoint, table, config, optimizer);
+        state = load_checkpoint(checkpoint, table, config, model.params(), shape.dtype, optimizer);
         if (state.data_hash != data_hash) {
             fail_input({.what = "the training data is not what this run began with",
                         .where = o.train_data,
                         .expected = state.data_hash,
                         .actual = data_hash,
-                        .hint = "choose another --out"});
+                        .hint = "bring the old shards back, or choose another --out"});
         }
         std::fprintf(stderr, "resuming from %s\n", checkpoint.c_str());
-    } else if (from_directory) {
-        load_hf_weights(o.init, table, config, optimizer.master());
     } else {
-        init_params(table, optimizer.master(), static_cast<uint64_t>(o.seed));
+        if (from_directory) {
+            load_hf_weights(o.init, table, config, optimizer.master());
+        } else {
+            init_params(table, optimizer.master(), seed);
+        }
+        optimizer.publish_master();
     }
-    optimizer.publish_master();
+    state.seed = seed;
+    state.config_toml = resolved;
+    state.data_hash = data_hash;
+    train_data.seek(state.next_sample);
 
-    std::fprintf(stderr, "%s", flags.resolved_toml().c_str());
-    std::fprintf(stderr,
-                 "model: %s, %s parameters, %s; %s tokens a step, %s tokens an epoch; %d threads, %s\n",
+    std::fprintf(stderr, "model: %s, %s parameters, %s; %s tokens a step, %s an epoch; %d threads, %s\n",
                  config.family.c_str(), human_count(static_cast<double>(table.num_params())).c_str(),
                  o.dtype.c_str(), human_count(static_cast<double>(o.batch_tokens)).c_str(),
-                 human_count(static_cast<double>(train_data.num_windows() * o.seq_len)).c_str(),
-                 num_threads(), isa_name(current_isa()));
+                 human_count(static_cast<double>(train_data.tokens_per_epoch())).c_str(), num_threads(),
+                 isa_name(current_isa()));
+    const Schedule schedule{o.schedule, o.lr, o.lr_final_frac, o.warmup, o.steps};
     const double step_flops = flops_per_token(config, o.seq_len) * static_cast<double>(o.batch_tokens);
     const double peak_flops = fma_peak_flops(shape.math);
     RunLog log(o.out);
     std::signal(SIGTERM, on_signal);
     std::signal(SIGINT, on_signal);
 
-    // ---- what happens now and then
-    // ---------------------------------------------------------------------------------
+    // ---- what happens now and then ----
     const auto evaluate = [&](int64_t max_batches) {
         if (!val_data) return;
         const Perplexity result = evaluate_perplexity(model, *val_data, token_bytes, max_batches);
-        log.write(JsonLine()
-                      .add("kind", "eval")
-                      .add("step", state.step)
-                      .add("val_loss", result.loss())
-                      .add("val_bpb", result.bits_per_byte())
-                      .add("val_tokens", result.num_tokens));
-        log.scalar("val/loss", state.step, result.loss());
-        log.scalar("val/bits_per_byte", state.step, result.bits_per_byte());
         if (state.best_val_loss == 0 || result.loss() < state.best_val_loss)
             state.best_val_loss = result.loss();
+        JsonLine line;
+        line.add("kind", "eval").add("step", state.step).add("val_loss", result.loss());
+        line.add("val_bpb", result.bits_per_byte()).add("val_tokens", result.num_tokens);
+        log.write(line);
+        log.scalar("val/loss", state.step, result.loss());
+        log.scalar("val/bits_per_byte", state.step, result.bits_per_byte());
         std::fprintf(stderr, "eval: step=%lld val_loss=%.6f val_bpb=%.6f\n",
                      static_cast<long long>(state.step), result.loss(), result.bits_per_byte());
     };
     const auto sample = [&] {
         if (!tokenizer) return;
+        TextParams params;
+        params.generate.sampling = {.temperature = 0.8, .top_p = 0.95};
+        params.generate.max_new_tokens = 100;
+        params.generate.seed = static_cast<uint64_t>(state.step);
+        const int64_t longest = static_cast<int64_t>(tokenizer->encode(o.sample_prompt).size()) + 101;
+        Decoder decoder(config, table, model.params(), shape.dtype, std::min(longest, config.max_position));
         const std::string text =
-            sample_text(config, table, model.params(), shape.dtype, *tokenizer, o.sample_prompt,
-                        {.sampling = {.temperature = 0.8, .top_p = 0.95},
-                         .max_new_tokens = 100,
-                         .seed = static_cast<uint64_t>(state.step)});
+            o.sample_prompt + generate_text(decoder, *tokenizer, o.sample_prompt, params);
         log.write(JsonLine().add("kind", "sample").add("step", state.step).add("text", text));
         std::fprintf(stderr, "sample: %s\n", text.c_str());
     };
     int64_t saved_step = -1;
     const auto checkpoint = [&] {
         if (saved_step == state.step) return;
-        state.num_updates = optimizer.num_updates();
-        state.num_skipped = optimizer.num_skipped();
-        state.loss_window = optimizer.loss_window().values();
-        state.norm_window = optimizer.norm_window().values();
         save_checkpoint(o.out, table, config, model.params(), shape.dtype, optimizer, state,
-                        train_data.tokenizer_directory());
+                        tokenizer_directory);
         prune_checkpoints(o.out, o.keep);
         saved_step = state.step;
     };
 
-    // ---- the loop
-    // --------------------------------------------------------------------------------------------------
+    // ---- the loop ----
     const auto due = [](int64_t step, int64_t every) { return every > 0 && step % every == 0; };
     const int64_t last_step = o.stop_at > 0 ? std::min(o.stop_at, o.steps) : o.steps;
-    Prefetcher batches(train_data, state.next_sample, o.micro_batch, samples_per_step / o.micro_batch);
     Progress progress("train", o.steps * o.batch_tokens, "tok");
-    double mean_loss = 0;
     while (state.step < last_step && !g_signal) {
         const double start = seconds_now();
-        const std::vector<Batch> step_batches = batches.next();
+        // The whole step's batches first: one token count normalises every loss, whatever the micro-batch.
+        std::vector<Batch> batches;
         int64_t targets = 0;
-        for (const Batch& batch : step_batches) targets += batch.num_targets();
-        double loss_sum = 0;
-        bool accumulate = false;
-        for (const Batch& batch : step_batches) {
-            loss_sum += model.forward_backward(batch, 1.0f / static_cast<float>(targets), accumulate);
-            accumulate = true;
+        for (int64_t rows = 0; rows < samples_per_step; rows += o.micro_batch) {
+            batches.push_back(train_data.next());
+            targets += batches.back().num_targets();
         }
-        mean_loss = loss_sum / static_cast<double>(targets);
+        double loss_sum = 0;
+        for (const Batch& batch : batches) {
+            const bool accumulate = &batch != &batches.front();
+            loss_sum += model.forward_backward(batch, 1.0f / static_cast<float>(targets), accumulate);
+        }
+        state.last_loss = loss_sum / static_cast<double>(targets);
         const double lr = schedule.at(state.step);
-        const StepResult result = optimizer.step(model.grads(), lr, mean_loss);
+        const StepResult result = optimizer.step(model.grads(), lr, state.last_loss);
         ++state.step;
         state.next_sample += samples_per_step;
         state.tokens += targets;
 
-        const double ms = (seconds_now() - start) * 1e3;
-        const double tokens_per_s = static_cast<double>(o.batch_tokens) / ms * 1e3;
-        const double mfu = step_flops / (ms * 1e-3) / peak_flops;
+        const double seconds = seconds_now() - start;
+        const double tokens_per_s = static_cast<double>(o.batch_tokens) / seconds;
+        const double mfu = step_flops / seconds / peak_flops;
         JsonLine line;
-        line.add("kind", "step")
-            .add("step", state.step)
-            .add("loss", mean_loss)
-            .add("lr", lr)
-            .add("grad_norm", result.grad_norm)
-            .add("tokens", state.tokens)
-            .add("ms", ms)
-            .add("tokens_per_s", tokens_per_s)
-            .add("mfu", mfu);
+        line.add("kind", "step").add("step", state.step).add("loss", state.last_loss).add("lr", lr);
+        line.add("grad_norm", result.grad_norm).add("tokens", state.tokens).add("ms", seconds * 1e3);
+        line.add("tokens_per_s", tokens_per_s).add("mfu", mfu);
         if (!result.applied) line.add("skipped", result.reason).add("num_skipped", optimizer.num_skipped());
         log.write(line);
-        log.scalar("train/loss", state.step, mean_loss);
+        log.scalar("train/loss", state.step, state.last_loss);
         log.scalar("train/grad_norm", state.step, result.grad_norm);
         log.scalar("train/lr", state.step, lr);
         log.scalar("train/tokens_per_s", state.step, tokens_per_s);
-        progress.update(state.step * o.batch_tokens, cat({"step ", state.step, " loss ", fixed(mean_loss, 4),
-                                                          " mfu ", fixed(mfu * 100, 0), "%"}));
+        progress.update(state.step * o.batch_tokens,
+                        cat({"step ", state.step, "  loss ", rounded(state.last_loss, 4), "  mfu ",
+                             rounded(mfu * 100, 1), "%"}));
         if (!result.applied) {
             std::fprintf(stderr, "step %lld skipped: %s (%lld so far)\n", static_cast<long long>(state.step),
                          result.reason, static_cast<long long>(optimizer.num_skipped()));
         }
-        if (state.step == last_step) break;  // what is due now happens below, once
+        if (state.step == last_step) break;  // what is due at the end is done below, once
         if (due(state.step, o.eval_every)) evaluate(o.eval_batches);
         if (due(state.step, o.sample_every)) sample();
         if (due(state.step, o.checkpoint_every)) checkpoint();
     }
     progress.finish();
 
-    // ---- the end, or an interruption
-    // -------------------------------------------------------------------------------
+    // ---- the end, or an interruption ----
     if (g_signal) {
         checkpoint();
         std::fprintf(stderr, "train: stopped by signal %d at step %lld; the same command continues\n",
                      static_cast<int>(g_signal), static_cast<long long>(state.step));
         return 128 + g_signal;
     }
+    checkpoint();
     evaluate(0);
     sample();
-    checkpoint();
     log.write(JsonLine()
                   .add("kind", "end")
                   .add("step", state.step)
@@ -370,8 +386,8 @@ int body(int argc, char** argv) {
                   .add("plan_bytes", plan.total_bytes())
                   .add("num_skipped", optimizer.num_skipped()));
     write_run_report(o.out);
-    std::printf("train: done step=%lld loss=%.9g weights=%s\n", static_cast<long long>(state.step), mean_loss,
-                weights_hash(table, optimizer.master()).c_str());
+    std::printf("train: done step=%lld loss=%.9g weights=%s\n", static_cast<long long>(state.step),
+                state.last_loss, weights_hash(table, optimizer.master()).c_str());
     return 0;
 }
 
