@@ -44,7 +44,8 @@ struct MemoryPlan {
 
 class Transformer {
 public:
-    // Plans, checks nothing against the machine; allocates at construction. `params` start zeroed.
+    // Plans, checks nothing against the machine; allocates at construction. `params` start zeroed. Some
+    // scratch is per thread: the number of threads must not grow afterwards.
     Transformer(const ModelConfig& config, const RunShape& shape);
     ~Transformer();
     // The lines of this class: parameters, gradients, activations, scratch. Pure: allocates nothing.
