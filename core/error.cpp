@@ -3,14 +3,18 @@
 #include "core/error.h"
 
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <new>
 
 Piece::Piece(double v) {
     char digits[32];
-    const auto end = std::to_chars(digits, digits + sizeof digits, v);
-    text.assign(digits, end.ptr);
+    char* const end = digits + sizeof digits;
+    // Of the two shortest forms, the one that people write: 0.0003 and 100000, but 1e-08.
+    const bool plain = v == 0 || (std::fabs(v) >= 1e-5 && std::fabs(v) < 1e15);
+    const auto format = plain ? std::chars_format::fixed : std::chars_format::scientific;
+    text.assign(digits, std::to_chars(digits, end, v, format).ptr);
 }
 
 std::string cat(std::initializer_list<Piece> pieces) {

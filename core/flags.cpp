@@ -157,8 +157,9 @@ void append_wrapped(std::string& out, std::string_view text, size_t column, size
 
 std::string help_line(const Option& option) {
     constexpr size_t kHelpColumn = 28;
-    std::string line = option.positional ? "  " + option.placeholder : "  --" + option.name;
-    if (option.is_bool()) line += ", --no-" + option.name;
+    std::string line = option.positional  ? "  " + option.placeholder
+                       : option.is_bool() ? "  --[no-]" + option.name
+                                          : "  --" + option.name;
     if (!option.positional && !option.placeholder.empty()) line += " " + option.placeholder;
     line += "  ";
     if (line.size() < kHelpColumn) line.resize(kHelpColumn, ' ');
@@ -181,8 +182,8 @@ struct Flags::State {
     std::string program, description, examples, name, config;
     std::vector<std::unique_ptr<Option>> options;
     std::vector<std::unique_ptr<Flags>> commands;
-    State* chosen = nullptr;  // the command that was given
-    bool help = false;
+    State* chosen = nullptr;              // the command that was given
+    std::vector<std::string> after_mark;  // what stands after `--`: never flags
 
     Option& add(std::string_view option_name, std::string_view help_text, std::string placeholder) {
         CHECK(find(option_name) == nullptr, cat({program, ": --", option_name, " is declared twice"}));
@@ -260,7 +261,6 @@ void Flags::State::declare(CLI::App& app) const {
 void Flags::State::take_extras(const std::vector<std::string>& extras) {
     std::vector<std::string> plain;
     for (const std::string& extra : extras) {
-        if (extra == "--") continue;
         if (extra.size() < 2 || extra[0] != '-') {
             plain.push_back(extra);
             continue;
@@ -273,6 +273,7 @@ void Flags::State::take_extras(const std::vector<std::string>& extras) {
                 hint = cat({"--", flag_name, " belongs after `", command->state_->name, "`"});
         fail_input({.what = "unknown flag", .where = extra, .hint = hint});
     }
+    plain.insert(plain.end(), after_mark.begin(), after_mark.end());
     if (plain.empty()) return;
     if (!commands.empty()) {
         std::vector<std::string> names;
@@ -440,15 +441,16 @@ void Flags::parse(int argc, char** argv) {
     app.require_subcommand(0, 1);
     for (const auto& command : state_->commands)
         command->state_->declare(*app.add_subcommand(command->state_->name));
-    for (int i = 1; i < argc; ++i)
+    const int mark = static_cast<int>(std::find(argv, argv + argc, std::string_view("--")) - argv);
+    for (int i = 1; i < mark; ++i)
         if (const std::string_view text = argv[i];
             text.starts_with("--") && text.find('=') + 1 == text.size())
             fail_input({.what = "missing value", .where = std::string(text.substr(0, text.size() - 1))});
     try {
-        app.parse(argc, argv);
+        app.parse(mark, argv);
     } catch (
         const CLI::ArgumentMismatch&) {  // thrown at the end of the line only: every flag takes one value
-        fail_input({.what = "missing value", .where = argv[argc - 1], .expected = "a value after the flag"});
+        fail_input({.what = "missing value", .where = argv[mark - 1], .expected = "a value after the flag"});
     } catch (const CLI::Error& error) {
         fail_input({.what = error.what()});
     }
@@ -460,6 +462,7 @@ void Flags::parse(int argc, char** argv) {
         chosen_app = sub;
         leaf = state_->chosen = command->state_.get();
     }
+    if (mark < argc) leaf->after_mark.assign(argv + mark + 1, argv + argc);
     if (app.count("--help") + chosen_app->count("--help") > 0) {
         std::fputs(leaf->help_text().c_str(), stdout);
         std::exit(std::fflush(stdout) == 0 ? 0 : 1);

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include "core/bf16.h"
 
@@ -68,7 +69,8 @@ private:
 Tensor make_tensor(void* data, DType dtype, int64_t d0, int64_t d1 = -1, int64_t d2 = -1, int64_t d3 = -1);
 template <class T>
 Tensor tensor_of(T* data, int64_t d0, int64_t d1 = -1, int64_t d2 = -1, int64_t d3 = -1) {
-    return make_tensor(const_cast<void*>(static_cast<const void*>(data)), dtype_of<T>(), d0, d1, d2, d3);
+    return make_tensor(const_cast<void*>(static_cast<const void*>(data)), dtype_of<std::remove_const_t<T>>(),
+                       d0, d1, d2, d3);
 }
 std::string shape_text(const Tensor& t);  // "f32[4,768]"
 
