@@ -13,14 +13,13 @@ namespace {
 
 void check_adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamWStep& step) {
     const ArgumentCheck check{"adamw_step", master.device};
-    const int64_t count = master.size();
-    check.tensor("master", master, DType::f32, {-1});
-    check.tensor("m", m, DType::f32, {count});
-    check.tensor("v", v, DType::f32, {count});
-    check.tensor("grad", grad, DType::f32, {count});
-    if (!param.absent()) check.tensor("param", param, DType::bf16, {count});
-    check.that(step.step >= 1, "step", "at least 1", step.step);
-    check.that(step.first_index >= 0, "first_index", "at least 0", step.first_index);
+    check.like("m", m, master);
+    check.like("v", v, master);
+    check.like("grad", grad, master);
+    check.elements("master", master, DType::f32, master.size());
+    if (!param.absent()) check.elements("param", param, DType::bf16, master.size());
+    check.that(step.step >= 1, "step", "at least 1", static_cast<double>(step.step));
+    check.that(step.first_index >= 0, "first_index", "at least 0", static_cast<double>(step.first_index));
 }
 
 // The step with everything that does not depend on the element folded in.

@@ -10,12 +10,9 @@ namespace {
 
 void check_cast(const char* op, Tensor out, Tensor inp) {
     const ArgumentCheck check{op, out.device};
-    check.that(inp.dtype == DType::f32 || inp.dtype == DType::bf16, "inp", "f32 or bf16",
-               static_cast<int>(inp.dtype));
-    check.that(out.dtype == DType::f32 || out.dtype == DType::bf16, "out", "f32 or bf16",
-               static_cast<int>(out.dtype));
-    check.that(out.size() == inp.size(), "out", cat({"as many elements as inp, ", inp.size()}).c_str(),
-               out.size());
+    check.float_dtype("inp", inp);
+    check.float_dtype("out", out);
+    check.that(out.size() == inp.size(), "out", "as many elements as inp", static_cast<double>(out.size()));
 }
 
 template <class Out, class In>

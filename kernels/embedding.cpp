@@ -13,24 +13,16 @@ namespace {
 // whose ids are neighbours, evenly. Scanning all ids in each task costs little next to one row of channels.
 constexpr int64_t kBuckets = 32;
 
-void check_ids(const ArgumentCheck& check, const char* name, Tensor ids, int64_t num_tokens, int64_t limit) {
-    check.tensor(name, ids, DType::i32, {num_tokens});
-    for (int64_t n = 0; n < num_tokens; ++n) {
-        const int64_t id = ids.as<int32_t>()[n];
-        if (id < 0 || id >= limit) check.that(false, name, cat({"ids below ", limit}).c_str(), id);
-    }
-}
-
 // The tables are wte and wpe, or their gradients; wpe and positions are absent together.
 void check_embedding(const char* op, Tensor activation, Tensor wte, Tensor wpe, DType table_dtype,
                      Tensor tokens, Tensor positions) {
     const ArgumentCheck check{op, activation.device};
     check.floats("activation", activation, {-1, -1});
     check.tensor("wte", wte, table_dtype, {-1, activation.dims[1]});
-    check_ids(check, "tokens", tokens, activation.dims[0], wte.dims[0]);
+    check.ids("tokens", tokens, activation.dims[0], 0, wte.dims[0]);
     if (wpe.absent()) return;
     check.tensor("wpe", wpe, table_dtype, {-1, activation.dims[1]});
-    check_ids(check, "positions", positions, activation.dims[0], wpe.dims[0]);
+    check.ids("positions", positions, activation.dims[0], 0, wpe.dims[0]);
 }
 
 template <class T>

@@ -9,8 +9,7 @@ namespace {
 
 void check_gelu(const char* op, Tensor inp, const char* name0, Tensor t0, const char* name1, Tensor t1) {
     const ArgumentCheck check{op, inp.device};
-    check.that(inp.dtype == DType::f32 || inp.dtype == DType::bf16, "inp", "f32 or bf16",
-               static_cast<int>(inp.dtype));
+    check.float_dtype("inp", inp);
     check.like(name0, t0, inp);
     check.like(name1, t1, inp);
 }

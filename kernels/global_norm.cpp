@@ -35,7 +35,7 @@ double sum_of_squares_of(const float* x, int64_t begin, int64_t end) {
 
 double sum_of_squares(Tensor x, Stream) {
     const ArgumentCheck check{"sum_of_squares", x.device};
-    check.that(x.dtype == DType::f32, "x", "f32", static_cast<int>(x.dtype));
+    check.elements("x", x, DType::f32, x.size());
     const int64_t count = x.size(), num_chunks = (count + kElementGrain - 1) / kElementGrain;
     const std::unique_ptr<double[]> partial(new double[static_cast<size_t>(num_chunks)]);
     parallel_ranges(count, kElementGrain, [&](int64_t begin, int64_t end) {

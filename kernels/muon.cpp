@@ -25,7 +25,7 @@ void check_muon(Tensor param, Tensor master, Tensor momentum, Tensor grad, Tenso
     check.like("grad", grad, master);
     if (!param.absent()) check.tensor("param", param, DType::bf16, {master.dims[0], master.dims[1]});
     check.scratch(scratch, muon_scratch_bytes(master.dims[0], master.dims[1]));
-    check.that(first_index >= 0, "first_index", "at least 0", first_index);
+    check.that(first_index >= 0, "first_index", "at least 0", static_cast<double>(first_index));
 }
 
 // momentum = mu momentum + (1 - mu) g,  u = (1 - mu) g + mu momentum

@@ -10,8 +10,7 @@ namespace {
 SIMD_INLINE Vec positive_part(Vec x) { return select(x < splat(0.0f), splat(0.0f), x); }
 void check_relu2(const char* op, Tensor inp, const char* name0, Tensor t0, const char* name1, Tensor t1) {
     const ArgumentCheck check{op, inp.device};
-    check.that(inp.dtype == DType::f32 || inp.dtype == DType::bf16, "inp", "f32 or bf16",
-               static_cast<int>(inp.dtype));
+    check.float_dtype("inp", inp);
     check.like(name0, t0, inp);
     check.like(name1, t1, inp);
 }

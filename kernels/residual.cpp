@@ -9,8 +9,7 @@ namespace {
 
 void check_residual(Tensor out, Tensor a, Tensor b) {
     const ArgumentCheck check{"residual_forward", out.device};
-    check.that(out.dtype == DType::f32 || out.dtype == DType::bf16, "out", "f32 or bf16",
-               static_cast<int>(out.dtype));
+    check.float_dtype("out", out);
     check.like("a", a, out);
     check.like("b", b, out);
 }

@@ -12,9 +12,9 @@ void check_rope(const char* op, Tensor qkv, Tensor table, Tensor positions, int6
                 int64_t num_kv_heads) {
     const ArgumentCheck check{op, qkv.device};
     check.tensor("table", table, DType::f32, {-1, -1});
-    check.that(table.dims[1] % 2 == 0, "table", "an even head dim", table.dims[1]);
+    check.that(table.dims[1] % 2 == 0, "table", "an even head dim", static_cast<double>(table.dims[1]));
     check.floats("qkv", qkv, {-1, (num_heads + 2 * num_kv_heads) * table.dims[1]});
-    check.tensor("positions", positions, DType::i32, {qkv.dims[0]});
+    check.ids("positions", positions, qkv.dims[0], 0, table.dims[0]);
 }
 
 // Turns `heads` heads of one token by its angle, or back by it (sine_sign -1: the transpose of the rotation).
@@ -34,12 +34,10 @@ void rotate_heads(T* x, const float* cosine, const float* sine, float sine_sign,
 }
 
 template <class T>
-void rotate(Tensor qkv, Tensor table, Tensor positions, int64_t heads, float sine_sign, const char* op) {
+void rotate(Tensor qkv, Tensor table, Tensor positions, int64_t heads, float sine_sign) {
     const int64_t width = qkv.dims[1], head_dim = table.dims[1];
     const int32_t* position = positions.as<int32_t>();
     for_each_row(qkv.dims[0], heads * head_dim, [&](int64_t row) {
-        ArgumentCheck{op, qkv.device}.that(position[row] >= 0 && position[row] < table.dims[0], "positions",
-                                           "rows of the table", position[row]);
         const float* cosine = table.as<float>() + position[row] * head_dim;
         rotate_heads(qkv.as<T>() + row * width, cosine, cosine + head_dim / 2, sine_sign, heads,
                      head_dim / 2);
@@ -50,8 +48,8 @@ void rotate_any(const char* op, Tensor qkv, Tensor table, Tensor positions, int6
                 int64_t num_kv_heads, float sine_sign) {
     check_rope(op, qkv, table, positions, num_heads, num_kv_heads);
     const int64_t heads = num_heads + num_kv_heads;
-    if (qkv.dtype == DType::f32) return rotate<float>(qkv, table, positions, heads, sine_sign, op);
-    rotate<bf16>(qkv, table, positions, heads, sine_sign, op);
+    if (qkv.dtype == DType::f32) return rotate<float>(qkv, table, positions, heads, sine_sign);
+    rotate<bf16>(qkv, table, positions, heads, sine_sign);
 }
 
 }  // namespace

@@ -68,9 +68,10 @@ double dynamic_theta(double theta, const RopeScaling& scaling, int64_t head_dim,
 void check_rope_table(Tensor table, double theta, const RopeScaling& scaling, int64_t max_position) {
     const ArgumentCheck check{"rope_table", table.device};
     check.tensor("table", table, DType::f32, {-1, -1});
-    check.that(table.dims[1] > 0 && table.dims[1] % 2 == 0, "table", "an even head dim", table.dims[1]);
-    check.that(max_position > 0, "max_position", "at least 1", max_position);
-    check.that(theta > 0, "theta", "more than 0", static_cast<int64_t>(theta));
+    check.that(table.dims[1] > 0 && table.dims[1] % 2 == 0, "table", "an even head dim",
+               static_cast<double>(table.dims[1]));
+    check.that(max_position > 0, "max_position", "at least 1", static_cast<double>(max_position));
+    check.that(theta > 0, "theta", "more than 0", theta);
     for (const char* known : {"default", "linear", "dynamic", "yarn", "llama3"}) {
         if (scaling.type == known) return;
     }

@@ -15,21 +15,22 @@ namespace {
 void check_sampling(Tensor logits, const SamplingParams& params, float uniform) {
     const ArgumentCheck check{"sample_token", logits.device};
     check.tensor("logits", logits, DType::f32, {-1});
-    check.that(logits.dims[0] > 0, "logits", "at least one", logits.dims[0]);
-    CHECK(params.temperature >= 0, cat({"sample_token: temperature=", params.temperature}));
-    CHECK(params.top_k >= 0, cat({"sample_token: top_k=", params.top_k}));
-    CHECK(params.top_p >= 0 && params.top_p <= 1, cat({"sample_token: top_p=", params.top_p}));
-    CHECK(uniform >= 0 && uniform < 1, cat({"sample_token: uniform=", static_cast<double>(uniform)}));
+    check.that(logits.dims[0] > 0, "logits", "at least one", 0);
+    check.that(params.temperature >= 0, "temperature", "at least 0", params.temperature);
+    check.that(params.top_k >= 0, "top_k", "at least 0", static_cast<double>(params.top_k));
+    check.that(params.top_p >= 0 && params.top_p <= 1, "top_p", "0 to 1", params.top_p);
+    check.that(uniform >= 0 && uniform < 1, "uniform", "[0,1)", static_cast<double>(uniform));
 }
 
-int32_t largest_logit(const float* logits, int64_t vocab_size) {
+int32_t largest_logit(Tensor logits) {
+    const ArgumentCheck check{"sample_token", logits.device};
+    const float* data = logits.as<float>();
     int64_t best = 0;
-    for (int64_t id = 0; id < vocab_size; ++id) {
-        CHECK(!std::isnan(logits[id]), cat({"sample_token: logit ", id, " is NaN"}));
-        if (logits[id] > logits[best]) best = id;
+    for (int64_t id = 0; id < logits.dims[0]; ++id) {
+        check.that(!std::isnan(data[id]), "logits", "no NaN; one is at", static_cast<double>(id));
+        if (data[id] > data[best]) best = id;
     }
-    CHECK(std::isfinite(logits[best]),
-          cat({"sample_token: the largest logit is ", static_cast<double>(logits[best])}));
+    check.that(std::isfinite(data[best]), "logits", "a finite maximum", static_cast<double>(data[best]));
     return static_cast<int32_t>(best);
 }
 
@@ -69,7 +70,7 @@ int32_t sample_token(Tensor logits, const SamplingParams& params, float uniform)
     check_sampling(logits, params, uniform);
     const float* data = logits.as<float>();
     const int64_t vocab_size = logits.dims[0];
-    const int32_t best = largest_logit(data, vocab_size);
+    const int32_t best = largest_logit(logits);
     if (params.temperature == 0) return best;
 
     const auto weight = [&](int32_t id) {

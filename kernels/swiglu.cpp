@@ -10,7 +10,8 @@ namespace {
 void check_swiglu(const char* op, const char* half_name, Tensor half, Tensor gate_up) {
     const ArgumentCheck check{op, gate_up.device};
     check.floats("gate_up", gate_up, {-1, -1});
-    check.that(gate_up.dims[1] % 2 == 0, "gate_up", "an even last dimension", gate_up.dims[1]);
+    check.that(gate_up.dims[1] % 2 == 0, "gate_up", "an even last dimension",
+               static_cast<double>(gate_up.dims[1]));
     check.tensor(half_name, half, gate_up.dtype, {gate_up.dims[0], gate_up.dims[1] / 2});
 }
 
