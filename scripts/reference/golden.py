@@ -233,7 +233,7 @@ def make_golden(family, directory):
         file.write("\n")
     save_file(weights, f"{directory}/model.safetensors", {"format": "pt"})
     save_file(golden, f"{directory}/golden.safetensors",
-              {"torch": torch.__version__, "by": "scripts/reference/golden.py"})
+              {"producer": f"scripts/reference/golden.py, torch {torch.__version__}"})
     return losses
 
 
