@@ -19,6 +19,8 @@ public:
     ~Decoder();
     void reset();
     int64_t length() const;  // tokens in the cache
+    int64_t max_tokens() const;
+    int64_t vocab_size() const;
     // Appends tokens (prefill in chunks, or one) and returns the logits [V] f32 after the last one; valid
     // until the next call.
     const float* append(const int32_t* tokens, int64_t count);
@@ -31,10 +33,11 @@ private:
 struct GenerateParams {
     SamplingParams sampling;
     int64_t max_new_tokens = 128;
-    uint64_t seed = 0;                 // token i draws from (seed, i): repeatable
-    std::vector<int32_t> stop_tokens;  // not emitted
+    uint64_t seed = 0;                      // token i draws from (seed, i): repeatable
+    std::vector<int32_t> stop_tokens = {};  // not emitted
 };
-// Feeds the prompt, then samples; `emit` gets each token and returns false to stop (stop strings). Returns
-// the tokens.
+// Feeds the prompt behind what the decoder holds, then samples until max_new_tokens, a stop token or a full
+// context; `emit` (may be empty) gets each token and returns false to stop (stop strings). Returns the
+// tokens.
 std::vector<int32_t> generate(Decoder& decoder, const std::vector<int32_t>& prompt,
                               const GenerateParams& params, const std::function<bool(int32_t)>& emit);

@@ -1,0 +1,132 @@
+// build/evaluate: held-out loss, perplexity and bits per byte of a checkpoint; writes report.json and, for a
+// run directory, its report.html.
+#include <algorithm>
+#include <cstdio>
+#include <optional>
+
+#include "core/error.h"
+#include "core/flags.h"
+#include "core/io.h"
+#include "core/log.h"
+#include "core/memory.h"
+#include "core/threads.h"
+#include "eval/perplexity.h"
+#include "eval/report.h"
+#include "kernels/cast.h"
+#include "kernels/isa.h"
+#include "model/checkpoint.h"
+
+namespace {
+
+// "NAME=VALUE" pairs for the report.
+std::vector<ReportFact> parse_facts(const std::vector<std::string>& texts) {
+    std::vector<ReportFact> facts;
+    for (const std::string& text : texts) {
+        const size_t equals = text.find('=');
+        if (equals == std::string::npos) {
+            fail_input({.what = "not a fact", .where = "--fact", .expected = "NAME=VALUE", .actual = text});
+        }
+        facts.push_back({text.substr(0, equals), text.substr(equals + 1)});
+    }
+    return facts;
+}
+
+int body(int argc, char** argv) {
+    std::string directory, data, out, dtype = "fp32", isa = "auto";
+    std::vector<std::string> fact_texts;
+    int64_t seq_len = 0, micro_batch = 8, max_batches = 0, threads = 0, eot = -1;
+    bool report = false, mask_documents = true;
+    Flags flags("evaluate", "Held-out loss, perplexity and bits per byte of a model.",
+                "  build/evaluate --model run/step_00001000 --data 'shards/val_*.bin'\n"
+                "  build/evaluate --model run/step_00001000 --data 'shards/val_*.bin' --out run --report");
+    flags.add("model", directory, "Hugging Face model directory, such as a checkpoint", true);
+    flags.add("data", data, "token shards to predict: globs, comma-separated", true);
+    flags.add("seq-len", seq_len, "tokens per window; 0: the smaller of 1024 and what the model accepts");
+    flags.add("micro-batch", micro_batch, "windows at a time", 1, 1 << 20);
+    flags.add("max-batches", max_batches, "stop after this many micro-batches; 0: all of the data");
+    flags.add_choice("dtype", dtype, {"fp32", "bf16"}, "arithmetic");
+    flags.add("eot", eot, "end-of-text id for shards without a manifest; -1: none", -1, 1 << 30);
+    flags.add("mask-documents", mask_documents, "keep documents of one window from seeing each other");
+    flags.add("out", out, "directory for report.json (and report.html with --report)");
+    flags.add("report", report, "--out is a training run: write its report.html");
+    flags.add_list("fact", fact_texts, "NAME=VALUE for the report's table; may be repeated");
+    flags.add("threads", threads, "threads; 0: all cores", 0, 256);
+    flags.add("isa", isa, "auto, plain, avx2, avx512 or avx512_bf16");
+    flags.parse(argc, argv);
+    if (threads > 0) set_num_threads(static_cast<int>(threads));
+    set_isa(isa_from_name(isa.c_str()));
+    const std::vector<ReportFact> facts = parse_facts(fact_texts);
+    if (report && out.empty()) fail_input({.what = "--report needs a run directory", .hint = "--out RUN"});
+
+    const ModelConfig config = load_hf_config(directory);
+    if (seq_len == 0) seq_len = std::min<int64_t>(1024, config.max_position);
+    const Loader loader(data, "--data",
+                        {.seq_len = seq_len,
+                         .micro_batch = micro_batch,
+                         .order = LoaderOrder::sequential,
+                         .vocab_size = config.vocab_size,
+                         .eot = static_cast<int32_t>(eot),
+                         .mask_documents = mask_documents});
+    std::vector<int32_t> token_bytes;
+    if (path_exists(directory + "/tokenizer.json")) {
+        const Tokenizer tokenizer = Tokenizer::load(directory);
+        if (!loader.shards().tokenizer_hash().empty() &&
+            loader.shards().tokenizer_hash() != tokenizer.hash()) {
+            fail_input({.what = "the shards were made with another tokenizer than the model's",
+                        .where = data,
+                        .expected = tokenizer.hash(),
+                        .actual = loader.shards().tokenizer_hash(),
+                        .hint = cat({"build/tokenize encode --tokenizer ", directory})});
+        }
+        token_bytes = bytes_per_token(tokenizer);
+    }
+
+    const RunShape shape{.num_rows = micro_batch,
+                         .seq_len = seq_len,
+                         .dtype = dtype == "bf16" ? DType::bf16 : DType::f32,
+                         .math = dtype == "bf16" ? MatmulMath::bf16 : MatmulMath::f32,
+                         .backward = false};
+    MemoryPlan plan;
+    Transformer::plan(plan, config, shape);
+    if (plan.total_bytes() > available_memory_bytes()) {
+        fail_input(
+            {.what = "the evaluation does not fit in memory",
+             .expected = human_bytes(static_cast<double>(available_memory_bytes())),
+             .actual = human_bytes(static_cast<double>(plan.total_bytes())),
+             .hint = cat({"--micro-batch ", std::max<int64_t>(1, micro_batch / 2), " or --dtype bf16"})});
+    }
+    Transformer model(config, shape);
+    const int64_t size = model.table().arena_size();
+    if (shape.dtype == DType::f32) {
+        load_hf_weights(directory, model.table(), config, static_cast<float*>(model.params()));
+    } else {
+        Buffer weights(size * 4);
+        load_hf_weights(directory, model.table(), config, static_cast<float*>(weights.data()));
+        cast(tensor_of(static_cast<bf16*>(model.params()), size),
+             tensor_of(static_cast<float*>(weights.data()), size));
+    }
+
+    const double start = seconds_now();
+    const Perplexity result = evaluate_perplexity(model, loader, token_bytes, max_batches, true);
+    const double seconds = seconds_now() - start;
+    std::printf(
+        "evaluate: loss=%.6f perplexity=%.4f bits_per_byte=%.6f tokens=%lld bytes=%lld seconds=%.2f\n",
+        result.loss(), result.perplexity(), result.bits_per_byte(), static_cast<long long>(result.num_tokens),
+        static_cast<long long>(result.num_bytes), seconds);
+    if (!out.empty()) {
+        make_directories(out);
+        JsonLine line;
+        line.add("model", directory).add("data", data).add("seq_len", seq_len).add("dtype", dtype);
+        line.add("loss", result.loss()).add("perplexity", result.perplexity());
+        line.add("bits_per_byte", result.bits_per_byte());
+        line.add("tokens", result.num_tokens).add("bytes", result.num_bytes);
+        for (const ReportFact& fact : facts) line.add(fact.name, fact.value);
+        write_file_atomic(out + "/report.json", line.text() + "\n");
+    }
+    if (report) write_run_report(out, facts);
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return run_main(argc, argv, body); }
