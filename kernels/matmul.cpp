@@ -1,0 +1,320 @@
+// The matrix product on the CPU. Of the two operands the smaller one is packed once and shared by all
+// threads; the other is cut into strips, and a task packs its strip block by block into its own cache and
+// multiplies it with all of the shared one. So nothing is packed twice, and tasks need nothing from each
+// other. Every sum runs through the inner index from first to last in one chain of FMAs, whatever the
+// blocking: that is why the bits depend neither on threads nor on a row's place.
+#include "kernels/matmul.h"
+
+#include <algorithm>
+
+#include "core/threads.h"
+#include "kernels/check.h"
+#include "kernels/matmul_pack.h"
+#include "kernels/matmul_scratch.h"
+#include "kernels/matmul_store.h"
+#include "kernels/matmul_tile.h"
+
+namespace ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kTileSums = kTileRows * kTileCols;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// The width of the pieces when `size` is cut into as few as possible of at most `most`, all but equally wide.
+int64_t even_width(int64_t size, int64_t most, int64_t multiple) {
+    const int64_t pieces = ceil_div(size, most);
+    return ceil_div(ceil_div(size, pieces), multiple) * multiple;
+}
+
+struct Range {
+    int64_t begin, size;
+    Range piece(int64_t index, int64_t width) const {
+        return {begin + index * width, std::min(width, size - index * width)};
+    }
+};
+
+// RowsShared: the rows' operand is the shared one and strips are columns; otherwise the reverse.
+template <class Units, bool RowsShared>
+class Product {
+public:
+    Product(const Operand& rows, const Operand& columns, const Output& output, int64_t inner)
+        : shared_(RowsShared ? rows : columns),
+          stripped_(RowsShared ? columns : rows),
+          output_(output),
+          inner_(inner),
+          shared_size_(output.out.dims[RowsShared ? 0 : 1]),
+          strips_size_(output.out.dims[RowsShared ? 1 : 0]),
+          num_blocks_(std::max<int64_t>(1, ceil_div(inner, kBlockElements))) {
+        const int64_t threads = num_threads();
+        shared_width_ = even_width(shared_size_, kSharedWidth, kTileCols);
+        phase_blocks_ =
+            even_width(num_blocks_, std::max<int64_t>(1, kSharedUnits / (shared_width_ * kBlockUnits)), 1);
+        num_phases_ = ceil_div(num_blocks_, phase_blocks_);
+        // Sums that outlive a phase must all be kept.
+        const int64_t most = num_phases_ == 1 ? strips_size_ : kPartialSums / shared_width_;
+        sweep_width_ = even_width(strips_size_, std::max<int64_t>(most, kTileCols), kTileCols);
+        // Narrow strips balance better, wide ones read memory in longer runs.
+        constexpr int64_t kTasksPerThread = 8;
+        strip_width_ = kTileCols * std::clamp<int64_t>(sweep_width_ / (kTileCols * threads * kTasksPerThread),
+                                                       1, kStripTiles);
+        // Too few strips for the threads: then several tasks pack the same strip, each for a part of the
+        // rest.
+        const int64_t strips = ceil_div(sweep_width_, strip_width_);
+        part_width_ =
+            even_width(shared_width_, ceil_div(shared_width_, ceil_div(threads, strips)), kTileCols);
+    }
+
+    void run() {
+        packed_ = matmul_scratch(MatmulScratch::shared, shared_width_ * std::min(num_blocks_, phase_blocks_) *
+                                                            std::min(kBlockUnits, all_units()));
+        if (num_phases_ > 1) {
+            kept_sums_ = matmul_scratch(MatmulScratch::partial,
+                                        shared_width_ * ceil_div(sweep_width_, strip_width_) * strip_width_);
+        }
+        const Range all_shared{0, shared_size_}, all_strips{0, strips_size_};
+        for (int64_t i = 0; i * shared_width_ < shared_size_; ++i) {
+            const Range shared = all_shared.piece(i, shared_width_);
+            for (int64_t j = 0; j * sweep_width_ < strips_size_; ++j) {
+                const Range sweep = all_strips.piece(j, sweep_width_);
+                for (int64_t phase = 0; phase < num_phases_; ++phase) {
+                    const Range blocks = Range{0, num_blocks_}.piece(phase, phase_blocks_);
+                    if (j == 0 || num_phases_ > 1) pack_shared(shared, blocks);
+                    multiply_strips(shared, sweep, blocks);
+                }
+            }
+        }
+    }
+
+private:
+    static constexpr int kSharedPanel = RowsShared ? kTileRows : kTileCols;
+    static constexpr int kStripPanel = RowsShared ? kTileCols : kTileRows;
+    static constexpr int64_t kBlockElements = kBlockUnits * Units::kElements;
+
+    int64_t all_units() const { return ceil_div(inner_, Units::kElements); }
+    Range block_inner(int64_t block) const { return Range{0, inner_}.piece(block, kBlockElements); }
+    // Packed blocks of one phase follow each other; only the very last one may be short.
+    float* packed_block(int64_t block_of_phase) const {
+        return packed_ + block_of_phase * kBlockUnits * shared_width_;
+    }
+
+    void pack_shared(Range shared, Range blocks) {
+        const int64_t groups = ceil_div(shared.size, kTileCols);
+        parallel_for(groups * blocks.size, [&](int64_t task) {
+            const int64_t block = task / groups;
+            const Range inner = block_inner(blocks.begin + block);
+            const Range group = shared.piece(task % groups, kTileCols);
+            const int64_t units = ceil_div(inner.size, Units::kElements);
+            pack<Units, kSharedPanel>(shared_, group.begin, group.size, inner.begin, inner.size,
+                                      packed_block(block) + task % groups * kTileCols * units);
+        });
+    }
+
+    void multiply_strips(Range shared, Range sweep, Range blocks) {
+        const int64_t parts = ceil_div(shared.size, part_width_);
+        const int64_t strips = ceil_div(sweep.size, strip_width_);
+        parallel_for(strips * parts, [&](int64_t task) {
+            const int64_t index = task / parts;
+            const Range strip = sweep.piece(index, strip_width_);
+            const Range part = shared.piece(task % parts, part_width_);
+            float* const packed_strip = matmul_scratch(
+                MatmulScratch::strip, (kBlockUnits + (num_blocks_ > 1 ? part_width_ : 0)) * strip_width_);
+            // Layout of the sums: tiles of [kTileRows][kTileCols], by shared panel, then by strip panel.
+            float* sums = packed_strip + kBlockUnits * strip_width_;
+            if (num_phases_ > 1) {
+                sums = kept_sums_ + (index * shared_width_ + (part.begin - shared.begin)) * strip_width_;
+            }
+            for (int64_t block = blocks.begin; block < blocks.begin + blocks.size; ++block) {
+                const Range inner = block_inner(block);
+                pack<Units, kStripPanel>(stripped_, strip.begin, strip.size, inner.begin, inner.size,
+                                         packed_strip);
+                const bool is_last_of_phase = block + 1 == blocks.begin + blocks.size;
+                ReadAhead ahead =
+                    is_last_of_phase
+                        ? read_ahead(sweep.piece(std::min(index + num_threads(), strips - 1), strip_width_),
+                                     block_inner(blocks.begin))
+                        : read_ahead(strip, block_inner(block + 1));
+                const int64_t units = ceil_div(inner.size, Units::kElements);
+                const float* packed_part =
+                    packed_block(block - blocks.begin) + (part.begin - shared.begin) * units;
+                multiply_block(part, strip, units, packed_part, packed_strip, sums, block == 0,
+                               block + 1 == num_blocks_, ahead);
+            }
+        });
+    }
+
+    ReadAhead read_ahead(Range strip, Range inner) const {
+        const int64_t element = dtype_bytes(stripped_.dtype);
+        const void* begin = stripped_.at(strip.begin, inner.begin);
+        const Range run = stripped_.inner_contiguous ? inner : strip;
+        const Range runs = stripped_.inner_contiguous ? strip : inner;
+        return ReadAhead(begin, run.size * element, stripped_.stride * element, runs.size);
+    }
+
+    // All tiles of part x strip for one block of the inner dimension. The shared panel is the outer loop: a
+    // row panel then stays in the first-level cache, a column panel in the second.
+    void multiply_block(Range part, Range strip, int64_t units, const float* packed_part,
+                        const float* packed_strip, float* sums, bool first, bool last,
+                        ReadAhead& ahead) const {
+        alignas(64) float finished[kTileSums];
+        const bool in_place = output_.plain() && output_.out.dtype == DType::f32;
+        for (int64_t s = 0; s < part.size; s += kSharedPanel) {
+            for (int64_t t = 0; t < strip.size; t += kStripPanel, sums += kTileSums) {
+                const int64_t row = RowsShared ? part.begin + s : strip.begin + t;
+                const int64_t column = RowsShared ? strip.begin + t : part.begin + s;
+                const int64_t rows = std::min<int64_t>(kTileRows, output_.out.dims[0] - row);
+                const int64_t columns = std::min<int64_t>(kTileCols, output_.out.dims[1] - column);
+                const float* shared_panel = packed_part + s * units;
+                const float* strip_panel = packed_strip + t * units;
+                const bool direct = last && in_place && rows == kTileRows && columns == kTileCols;
+                float* to = last ? finished : sums;
+                int64_t to_stride = kTileCols;
+                if (direct) {
+                    to = static_cast<float*>(output_.out.data) + row * output_.stride() + column;
+                    to_stride = output_.stride();
+                }
+                multiply_tile_rows<Units>(
+                    rows, reinterpret_cast<const uint32_t*>(RowsShared ? shared_panel : strip_panel),
+                    reinterpret_cast<const uint32_t*>(RowsShared ? strip_panel : shared_panel), units,
+                    first ? nullptr : sums, to, to_stride, ahead);
+                if (last && !direct) store_tile(output_, finished, row, rows, column, columns);
+            }
+        }
+    }
+
+    const Operand shared_, stripped_;
+    const Output& output_;
+    const int64_t inner_, shared_size_, strips_size_, num_blocks_;
+    int64_t shared_width_, sweep_width_, strip_width_, part_width_;
+    int64_t phase_blocks_, num_phases_;
+    float* packed_ = nullptr;
+    float* kept_sums_ = nullptr;
+};
+
+template <class Units>
+void multiply_units(const Operand& rows, const Operand& columns, const Output& output, int64_t inner) {
+    if (output.out.size() == 0) return;
+    if (output.out.dims[0] <= output.out.dims[1]) {
+        Product<Units, true>(rows, columns, output, inner).run();
+    } else {
+        Product<Units, false>(rows, columns, output, inner).run();
+    }
+}
+void multiply(const Operand& rows, const Operand& columns, const Output& output, int64_t inner,
+              MatmulMath math) {
+    const bool both_bf16 = rows.dtype == DType::bf16 && columns.dtype == DType::bf16;
+    if (math == MatmulMath::bf16 || both_bf16) {
+        multiply_units<Bf16Units>(rows, columns, output, inner);
+    } else {
+        multiply_units<FloatUnits<false>>(rows, columns, output, inner);
+    }
+}
+
+Operand by_row(const Tensor& t) { return {t.data, t.dtype, t.dims[1], true}; }
+Operand by_column(const Tensor& t) { return {t.data, t.dtype, t.dims[1], false}; }
+
+// sums[o] (+)= sum_n dout[n,o], n ascending.
+template <class T>
+void column_sums(float* sums, const T* dout, int64_t num_rows, int64_t num_columns, bool accumulate) {
+    constexpr int kVectors = 4;  // independent chains, and whole cache lines of bf16
+    parallel_ranges(num_columns, kVectors * kWidth, [&](int64_t begin, int64_t end) {
+        Vec sum[kVectors] = {};
+        for (int64_t row = 0; row < num_rows; ++row) {
+            for (int v = 0; v < kVectors; ++v) {
+                const int64_t column = begin + v * kWidth;
+                if (column < end) sum[v] += load_first(dout + row * num_columns + column, end - column);
+            }
+        }
+        for (int v = 0; v < kVectors; ++v) {
+            const int64_t column = begin + v * kWidth;
+            if (column >= end) break;
+            if (accumulate) sum[v] += load_first(sums + column, end - column);
+            store_first(sums + column, sum[v], end - column);
+        }
+    });
+}
+
+}  // namespace
+
+void matmul_forward(Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue& epilogue, MatmulMath math,
+                    Stream) {
+    const ArgumentCheck check{"matmul_forward", out.device};
+    check.floats("out", out, {-1, -1});
+    const int64_t num_rows = out.dims[0], num_outputs = out.dims[1];
+    check.floats("inp", inp, {num_rows, -1});
+    check.floats("weight", weight, {num_outputs, inp.dims[1]});
+    if (!epilogue.bias.absent()) check.floats("bias", epilogue.bias, {num_outputs});
+    if (!epilogue.residual.absent()) check.floats("residual", epilogue.residual, {num_rows, num_outputs});
+    if (epilogue.gelu) check.floats("pre_activation", epilogue.pre_activation, {num_rows, num_outputs});
+    Output output{.out = out, .bias = epilogue.bias, .addend = epilogue.residual};
+    if (epilogue.gelu) output.pre_activation = epilogue.pre_activation;
+    multiply(by_row(inp), by_row(weight), output, inp.dims[1], math);
+}
+
+void matmul_backward_input(Tensor dinp, Tensor dout, Tensor weight, bool accumulate, Tensor gelu_pre,
+                           MatmulMath math, Stream) {
+    const ArgumentCheck check{"matmul_backward_input", dinp.device};
+    check.floats("dinp", dinp, {-1, -1});
+    check.floats("dout", dout, {dinp.dims[0], -1});
+    check.floats("weight", weight, {dout.dims[1], dinp.dims[1]});
+    if (!gelu_pre.absent()) check.floats("gelu_pre", gelu_pre, {dinp.dims[0], dinp.dims[1]});
+    Output output{.out = dinp, .gelu_pre = gelu_pre};
+    if (accumulate) output.addend = dinp;
+    multiply(by_row(dout), by_column(weight), output, dout.dims[1], math);
+}
+
+void matmul_backward_weight(Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, bool accumulate,
+                            MatmulMath math, Stream) {
+    const ArgumentCheck check{"matmul_backward_weight", dweight.device};
+    check.tensor("dweight", dweight, DType::f32, {-1, -1});
+    const int64_t num_outputs = dweight.dims[0];
+    check.floats("dout", dout, {-1, num_outputs});
+    check.floats("inp", inp, {dout.dims[0], dweight.dims[1]});
+    Output output{.out = dweight};
+    if (accumulate) output.addend = dweight;
+    multiply(by_column(dout), by_column(inp), output, dout.dims[0], math);
+    if (dbias.absent()) return;
+    check.tensor("dbias", dbias, DType::f32, {num_outputs});
+    if (dout.dtype == DType::f32) {
+        column_sums(dbias.as<float>(), dout.as<float>(), dout.dims[0], num_outputs, accumulate);
+    } else {
+        column_sums(dbias.as<float>(), dout.as<bf16>(), dout.dims[0], num_outputs, accumulate);
+    }
+}
+
+void matmul_general(Tensor c, Tensor a, Tensor b, bool b_transposed, float alpha, float beta, Tensor d,
+                    MatmulMath math, Stream) {
+    const ArgumentCheck check{"matmul_general", c.device};
+    check.floats("c", c, {-1, -1});
+    check.floats("a", a, {c.dims[0], -1});
+    const int64_t inner = a.dims[1];
+    if (b_transposed) {
+        check.floats("b", b, {c.dims[1], inner});
+    } else {
+        check.floats("b", b, {inner, c.dims[1]});
+    }
+    Output output{.out = c, .scale = alpha, .addend_scale = beta};
+    if (beta != 0) {
+        check.floats("d", d, {c.dims[0], c.dims[1]});
+        output.addend = d;
+    }
+    multiply(by_row(a), b_transposed ? by_row(b) : by_column(b), output, inner, math);
+}
+
+}  // namespace ISA_NAMESPACE
+
+KERNEL_ENTRY(void, matmul_forward,
+             (Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue& epilogue, MatmulMath math,
+              Stream stream),
+             (out, inp, weight, epilogue, math, stream))
+KERNEL_ENTRY(void, matmul_backward_input,
+             (Tensor dinp, Tensor dout, Tensor weight, bool accumulate, Tensor gelu_pre, MatmulMath math,
+              Stream stream),
+             (dinp, dout, weight, accumulate, gelu_pre, math, stream))
+KERNEL_ENTRY(void, matmul_backward_weight,
+             (Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, bool accumulate, MatmulMath math,
+              Stream stream),
+             (dweight, dbias, dout, inp, accumulate, math, stream))
+KERNEL_ENTRY(void, matmul_general,
+             (Tensor c, Tensor a, Tensor b, bool b_transposed, float alpha, float beta, Tensor d,
+              MatmulMath math, Stream stream),
+             (c, a, b, b_transposed, alpha, beta, d, math, stream))

@@ -1,0 +1,58 @@
+// The way out: a finished tile of sums becomes elements of the result, with everything fused that training
+// asks for between two products.
+#pragma once
+#include "core/tensor.h"
+#include "kernels/tuning.h"
+
+namespace ISA_NAMESPACE {
+
+//   x = scale * sum + bias;   pre = x, x = gelu(x);   x *= gelu'(gelu_pre);   out = x + addend_scale * addend
+// All but the first are left out when absent. Matrices have the shape of `out`.
+struct Output {
+    Tensor out;
+    Tensor bias = {}, pre_activation = {}, gelu_pre = {}, addend = {};
+    float scale = 1, addend_scale = 1;
+
+    int64_t stride() const { return out.dims[1]; }
+    bool plain() const {
+        return scale == 1 && bias.absent() && pre_activation.absent() && gelu_pre.absent() && addend.absent();
+    }
+};
+
+SIMD_INLINE Vec load_any(const Tensor& t, int64_t at, int64_t n) {
+    return t.dtype == DType::f32 ? load_first(static_cast<const float*>(t.data) + at, n)
+                                 : load_first(static_cast<const bf16*>(t.data) + at, n);
+}
+SIMD_INLINE void store_any(const Tensor& t, int64_t at, Vec x, int64_t n) {
+    if (t.dtype == DType::f32) {
+        store_first(static_cast<float*>(t.data) + at, x, n);
+    } else {
+        store_first(static_cast<bf16*>(t.data) + at, x, n);
+    }
+}
+
+// tile [rows][kTileCols] goes to out[row .. row + rows, column .. column + columns).
+inline void store_tile(const Output& output, const float* tile, int64_t row, int64_t rows, int64_t column,
+                       int64_t columns) {
+    const bool plain = output.plain();
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < columns; c += kWidth) {
+            const int64_t n = columns - c;
+            const int64_t at = (row + r) * output.stride() + column + c;
+            Vec x = load(tile + r * kTileCols + c);
+            if (!plain) {
+                x *= output.scale;
+                if (!output.bias.absent()) x += load_any(output.bias, column + c, n);
+                if (!output.pre_activation.absent()) {
+                    store_any(output.pre_activation, at, x, n);
+                    x = gelu(x);
+                }
+                if (!output.gelu_pre.absent()) x *= gelu_derivative(load_any(output.gelu_pre, at, n));
+                if (!output.addend.absent()) x += output.addend_scale * load_any(output.addend, at, n);
+            }
+            store_any(output.out, at, x, n);
+        }
+    }
+}
+
+}  // namespace ISA_NAMESPACE

@@ -1,0 +1,32 @@
+// Sizes that only measuring can choose, each with its reason (bench/NOTEBOOK.md has the numbers). They change
+// speed, never results.
+#pragma once
+#include <cstdint>
+
+#include "kernels/simd.h"
+
+namespace ISA_NAMESPACE {
+
+// ---- matmul: the register tile is kTileRows x kTileCols sums ----
+constexpr int kTileVectors = 3;
+constexpr int kTileCols = kTileVectors * kWidth;
+#if defined(__AVX512F__)
+constexpr int kTileRows = 8;  // 24 of 32 registers hold sums: 24 FMAs for 11 loads
+#elif defined(__AVX2__)
+constexpr int kTileRows = 4;  // 12 of 16 registers hold sums: 12 FMAs for 7 loads
+#else
+constexpr int kTileRows = 2;
+#endif
+// Inner units (one f32, or two bf16) per block. A panel of kTileRows rows then has 12 KiB and stays in the
+// first-level cache while the columns of a strip, in the second level, pass by.
+constexpr int64_t kBlockUnits = 384;
+// A task's strip is at most this many tiles of kTileCols wide: 295 KiB packed, of 1 MiB second-level cache.
+constexpr int64_t kStripTiles = 4;
+// The operand that all threads share is packed at most this wide at a time, ...
+constexpr int64_t kSharedWidth = 24 * 48;
+// ... and this long: 8 MiB of the third-level cache.
+constexpr int64_t kSharedUnits = (int64_t{8} << 20) / 4;
+// Sums kept between blocks of a long inner dimension: 4 MiB.
+constexpr int64_t kPartialSums = (int64_t{4} << 20) / 4;
+
+}  // namespace ISA_NAMESPACE
