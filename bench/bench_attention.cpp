@@ -1,0 +1,119 @@
+// Attention on real shapes: forward, backward and decoding. One line a shape: median and spread of the wall
+// time, GFLOP/s (causal pairs only: 4 D a visible pair forward, 10 D backward) and the share of this
+// machine's FMA peak.
+//   build/bench/bench_attention [part of a name]
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/log.h"
+#include "core/rng.h"
+#include "core/threads.h"
+#include "kernels/attention.h"
+#include "kernels/isa.h"
+
+namespace {
+
+// FMA peak of one core, GFLOP/s, where no measurement is at hand.
+constexpr double kPeakF32 = 118, kPeakBf16 = 236;
+
+struct Shape {
+    const char* name;
+    int64_t rows, length, num_heads, num_kv_heads, dim, window;
+};
+constexpr Shape kShapes[] = {
+    {"gpt2-124m 1x1024", 1, 1024, 12, 12, 64, 0}, {"gpt2-124m 4x256", 4, 256, 12, 12, 64, 0},
+    {"gpt2-124m 4x64", 4, 64, 12, 12, 64, 0},     {"demo 12x256", 12, 256, 6, 6, 64, 0},
+    {"documents 64x16", 64, 16, 12, 12, 64, 0},   {"window 1x2048/256", 1, 2048, 12, 12, 64, 256},
+    {"llama-gqa 1x1024", 1, 1024, 16, 4, 128, 0}, {"long 1x4096", 1, 4096, 2, 2, 64, 0},
+    {"dim80 1x512", 1, 512, 8, 8, 80, 0},
+};
+
+struct Times {
+    double median, p10, p90;
+};
+Times measure(const std::function<void()>& body) {
+    body();
+    std::vector<double> seconds;
+    for (double spent = 0; (spent < 0.4 || seconds.size() < 5) && seconds.size() < 200;) {
+        const double start = seconds_now();
+        body();
+        seconds.push_back(seconds_now() - start);
+        spent += seconds.back();
+    }
+    std::sort(seconds.begin(), seconds.end());
+    const size_t n = seconds.size();
+    return {seconds[n / 2], seconds[n / 10], seconds[n - 1 - n / 10]};
+}
+
+void report(const std::string& name, const char* what, const Times& t, double flops, double peak) {
+    const double gflops = flops / t.median * 1e-9;
+    std::printf("%-20s %-14s %9.0f us  (%.0f..%.0f)  %7.1f GFLOP/s  %5.1f %%%s\n", name.c_str(), what,
+                t.median * 1e6, t.p10 * 1e6, t.p90 * 1e6, gflops, 100 * gflops / peak,
+                gflops > peak ? "  ABOVE PEAK: not to be trusted" : "");
+}
+
+void fill(Tensor t, uint64_t stream) {
+    for (int64_t i = 0; i < t.size(); ++i) {
+        const float x = random_normal({1, stream}, static_cast<uint64_t>(i));
+        if (t.dtype == DType::f32) {
+            t.as<float>()[i] = x;
+        } else {
+            t.as<bf16>()[i] = to_bf16(x);
+        }
+    }
+}
+
+double visible_pairs(const Shape& s) {
+    double pairs = 0;
+    for (int64_t t = 1; t <= s.length; ++t)
+        pairs += static_cast<double>(s.window > 0 ? std::min(t, s.window) : t);
+    return pairs * static_cast<double>(s.rows * s.num_heads);
+}
+
+void bench_training(const Shape& s, DType dtype, MatmulMath math, const char* precision) {
+    const int64_t n = s.rows * s.length, channels = s.num_heads * s.dim, d = s.dim;
+    const int64_t wide = (s.num_heads + 2 * s.num_kv_heads) * d, each = dtype_bytes(dtype);
+    const AttentionShape shape{s.num_heads, s.num_kv_heads, s.window, 0};
+    Buffer qkv_memory(n * wide * each), dqkv_memory(n * wide * each), out_memory(n * channels * each);
+    Buffer dout_memory(n * channels * each), lse_memory(n * s.num_heads * 4);
+    Buffer scratch_memory(attention_backward_scratch_bytes(n, s.length, d, shape));
+    const Tensor qkv = make_tensor(qkv_memory.data(), dtype, n, wide);
+    const Tensor dqkv = make_tensor(dqkv_memory.data(), dtype, n, wide);
+    const Tensor out = make_tensor(out_memory.data(), dtype, n, channels);
+    const Tensor dout = make_tensor(dout_memory.data(), dtype, n, channels);
+    const Tensor lse = make_tensor(lse_memory.data(), DType::f32, s.num_heads, n);
+    const Tensor scratch = make_tensor(scratch_memory.data(), DType::u8, scratch_memory.bytes());
+    fill(qkv, 1);
+    fill(dout, 2);
+    std::vector<int32_t> bounds;
+    for (int64_t r = 0; r <= s.rows; ++r) bounds.push_back(static_cast<int32_t>(r * s.length));
+    const Tensor cu = tensor_of(bounds.data(), s.rows + 1);
+    const double pairs = visible_pairs(s) * static_cast<double>(d);
+    const double peak = num_threads() * (math == MatmulMath::bf16 ? kPeakBf16 : kPeakF32);
+    const std::string label = std::string(precision) + " ";
+    report(s.name, (label + "forward").c_str(),
+           measure([&] { attention_forward(out, lse, qkv, cu, shape, math); }), 4 * pairs, peak);
+    report(s.name, (label + "backward").c_str(),
+           measure([&] { attention_backward(dqkv, dout, out, lse, qkv, cu, shape, math, scratch); }),
+           10 * pairs, peak);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const char* part = argc > 1 ? argv[1] : "";
+    const char* precision = argc > 2 ? argv[2] : "";
+    if (argc > 3) set_isa(isa_from_name(argv[3]));
+    std::printf("%d threads, %s; peak %.0f (f32), %.0f (bf16) GFLOP/s a core, assumed\n", num_threads(),
+                isa_name(current_isa()), kPeakF32, kPeakBf16);
+    for (const Shape& s : kShapes) {
+        if (std::strstr(s.name, part) == nullptr) continue;
+        if (std::strstr("f32", precision)) bench_training(s, DType::f32, MatmulMath::f32, "f32");
+        if (std::strstr("mixed", precision)) bench_training(s, DType::f32, MatmulMath::bf16, "mixed");
+        if (std::strstr("bf16", precision)) bench_training(s, DType::bf16, MatmulMath::bf16, "bf16");
+    }
+}

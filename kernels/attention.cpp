@@ -1,0 +1,68 @@
+// Training's attention, forward: cuts the batch into tasks of a few query tiles of one document and one kv
+// head. Tiles start at their document's first token, so neither neighbours in the batch nor the cut matter.
+#include "kernels/attention_forward.h"
+#include "kernels/check.h"
+
+namespace ISA_NAMESPACE {
+namespace {
+
+template <class Math, class T>
+void forward(const Tensor& out, const Tensor& lse, const Tensor& qkv, const Tensor& cu_seqlens,
+             const AttentionShape& shape) {
+    const int64_t num_tokens = qkv.dims[0], num_heads = shape.num_heads, num_kv_heads = shape.num_kv_heads;
+    const int64_t dim = out.dims[1] / num_heads, stride = qkv.dims[1];
+    const HeadLayout heads{dim, num_heads / num_kv_heads, {shape.window}, softmax_scale(shape, dim)};
+    const int32_t* bounds = cu_seqlens.as<int32_t>();
+    const int64_t num_documents = cu_seqlens.dims[0] - 1;
+    // A task owns the tiles that start in its range of tokens.
+    const int64_t range = kQueryBlock * larger(1, 4 / heads.group);
+    const int64_t num_ranges = (num_tokens + range - 1) / range;
+    parallel_for(num_ranges * num_kv_heads, [&](int64_t task) {
+        // The last tokens have the most keys: they go first.
+        const int64_t begin = (num_ranges - 1 - task / num_kv_heads) * range, end = begin + range;
+        const int64_t kv_head = task % num_kv_heads;
+        int64_t low = 0, high = num_documents;  // the last document that starts at or before `begin`
+        while (high - low > 1) {
+            const int64_t middle = (low + high) / 2;
+            (bounds[middle] <= begin ? low : high) = middle;
+        }
+        for (int64_t d = low; d < num_documents && bounds[d] < end; ++d) {
+            const int64_t first = bounds[d], length = bounds[d + 1] - first;
+            const int64_t begin_tile = (larger(begin - first, 0) + kQueryBlock - 1) / kQueryBlock;
+            const int64_t end_tile = (smaller(end - first, length) + kQueryBlock - 1) / kQueryBlock;
+            if (begin_tile >= end_tile) continue;
+            const T* rows = qkv.as<T>() + first * stride;
+            const Document<T> document{rows,
+                                       rows + num_heads * dim,
+                                       rows + (num_heads + num_kv_heads) * dim,
+                                       stride,
+                                       stride,
+                                       out.as<T>() + first * num_heads * dim,
+                                       num_heads * dim,
+                                       lse.as<float>() + first,
+                                       num_tokens,
+                                       length,
+                                       length};
+            forward_tiles<Math>(document, heads, kv_head, begin_tile, end_tile,
+                                worker_scratch(forward_scratch_floats<Math>(dim)));
+        }
+    });
+}
+
+}  // namespace
+
+void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, const AttentionShape& shape,
+                       MatmulMath math, Stream) {
+    check_attention("attention_forward", out, lse, qkv, cu_seqlens, shape);
+    if (qkv.dims[0] == 0) return;
+    if (qkv.dtype == DType::bf16) return forward<Bfloat16, bf16>(out, lse, qkv, cu_seqlens, shape);
+    if (math == MatmulMath::bf16) return forward<Bfloat16, float>(out, lse, qkv, cu_seqlens, shape);
+    forward<Float32, float>(out, lse, qkv, cu_seqlens, shape);
+}
+
+}  // namespace ISA_NAMESPACE
+
+KERNEL_ENTRY(void, attention_forward,
+             (Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, const AttentionShape& shape,
+              MatmulMath math, Stream stream),
+             (out, lse, qkv, cu_seqlens, shape, math, stream))
