@@ -24,9 +24,9 @@ void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor 
 struct LayerRun {
     const ModelConfig& config;
     MatmulMath math = MatmulMath::f32;
-    Tensor rope;        // [T,D]; absent with learned positions
-    Tensor positions;   // [N]
-    Tensor cu_seqlens;  // [S+1]
+    Tensor rope;             // [T,D]; absent with learned positions
+    Tensor positions = {};   // [N]
+    Tensor cu_seqlens = {};  // [S+1]
     bool keep_for_backward = false;
 };
 AttentionShape attention_shape(const ModelConfig& config, int64_t layer);

@@ -1,0 +1,170 @@
+// The decoder: the layer's pieces over a few new tokens, with keys and values kept. And the sampling loop.
+#include "model/generate.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+#include "kernels/embedding.h"
+#include "model/layer.h"
+
+namespace {
+// Prompts go through in pieces: rows enough to make the products efficient, few enough for the cache.
+constexpr int64_t kChunkTokens = 128;
+// Random numbers of sampling, apart from those of initialisation and rounding.
+constexpr uint64_t kSamplingStream = uint64_t{1} << 40;
+}  // namespace
+
+struct Decoder::State {
+    ModelConfig config;
+    DType dtype;
+    int64_t max_tokens, length = 0;
+    std::vector<LayerTensors> layers;
+    Tensor wte, wpe, final_norm_w, final_norm_b, head;
+    Buffer memory;
+    // What a chunk of n tokens needs, and the cache behind it.
+    struct Places {
+        Tensor rope, logits, last_hidden, mean, rstd;  // [maxT,D], [1,V], [1,C], [1], [1]
+        std::vector<Tensor> k_cache, v_cache;          // L x [maxT,KD]
+        Tensor tokens, positions, stream;              // [n], [n], [n,C]
+        LayerActivations layer;
+    } places;
+
+    State(const ModelConfig& c, const ParamTable& table, void* params, DType type, int64_t max)
+        : config(c), dtype(type), max_tokens(max) {
+        const auto slot = [&](Slot s) { return table.slot(params, dtype, s); };
+        wte = slot(Slot::wte), wpe = slot(Slot::wpe);
+        final_norm_w = slot(Slot::final_norm_w), final_norm_b = slot(Slot::final_norm_b);
+        head = slot(config.tied_head ? Slot::wte : Slot::head_w);
+        for (int64_t l = 0; l < c.num_layers; ++l) layers.push_back(layer_tensors(table, params, dtype, l));
+        Arena measure;
+        layout(measure, std::min(kChunkTokens, max_tokens));
+        memory = Buffer(measure.bytes());
+        view_for(1);
+        if (config.position == Position::rope) {
+            rope_table(places.rope, c.rope_theta, c.rope_scaling, c.max_position, max_tokens);
+        }
+    }
+
+    Places layout(Arena& arena, int64_t n) const {
+        Places p;  // what does not depend on n comes first and stays where it is
+        if (config.position == Position::rope) p.rope = arena.take(DType::f32, max_tokens, config.head_dim);
+        p.logits = arena.take(DType::f32, 1, config.vocab_size);
+        p.last_hidden = arena.take(dtype, 1, config.channels);
+        p.mean = arena.take(DType::f32, 1);
+        p.rstd = arena.take(DType::f32, 1);
+        for (int64_t l = 0; l < config.num_layers; ++l) {
+            p.k_cache.push_back(arena.take(dtype, max_tokens, config.num_kv_heads * config.head_dim));
+            p.v_cache.push_back(arena.take(dtype, max_tokens, config.num_kv_heads * config.head_dim));
+        }
+        p.tokens = arena.take(DType::i32, n);
+        p.positions = arena.take(DType::i32, n);
+        p.stream = arena.take(dtype, n, config.channels);
+        p.layer = layout_layer(arena, config, dtype, n, false);
+        return p;
+    }
+    void view_for(int64_t n) {
+        if (!places.tokens.absent() && places.tokens.dims[0] == n) return;
+        Arena arena(memory.data());
+        places = layout(arena, n);
+    }
+
+    // Keys and values of the chunk go behind those of the tokens before it.
+    void store_keys_and_values(int64_t layer) {
+        const Tensor qkv = places.layer.qkv;
+        const int64_t bytes = config.num_kv_heads * config.head_dim * dtype_bytes(dtype);
+        const int64_t row_bytes = config.qkv_dim() * dtype_bytes(dtype);
+        const char* row = static_cast<const char*>(qkv.data) + config.attention_dim() * dtype_bytes(dtype);
+        char* k = static_cast<char*>(places.k_cache[layer].data) + length * bytes;
+        char* v = static_cast<char*>(places.v_cache[layer].data) + length * bytes;
+        for (int64_t n = 0; n < qkv.dims[0]; ++n, row += row_bytes) {
+            std::memcpy(k + n * bytes, row, bytes);
+            std::memcpy(v + n * bytes, row + bytes, bytes);
+        }
+    }
+
+    void run_chunk(const int32_t* tokens, int64_t n) {
+        view_for(n);
+        for (int64_t i = 0; i < n; ++i) {
+            places.tokens.as<int32_t>()[i] = tokens[i];
+            places.positions.as<int32_t>()[i] = static_cast<int32_t>(length + i);
+        }
+        const LayerRun run{.config = config, .rope = places.rope, .positions = places.positions};
+        const LayerActivations& a = places.layer;
+        embedding_forward(places.stream, wte, wpe, places.tokens, places.positions);
+        for (int64_t l = 0; l < config.num_layers; ++l) {
+            const LayerTensors& p = layers[static_cast<size_t>(l)];
+            project_qkv(run, p, a, places.stream);
+            store_keys_and_values(l);
+            attention_cached(a.attention, a.qkv, places.k_cache[l], places.v_cache[l], length,
+                             attention_shape(config, l));
+            project_attention(run, p, a, places.stream);
+            mlp_hidden(run, p, a);
+            mlp_output(run, p, a, places.stream);
+        }
+        length += n;
+    }
+};
+
+Decoder::Decoder(const ModelConfig& config, const ParamTable& table, const void* params, DType dtype,
+                 int64_t max_tokens) {
+    if (max_tokens < 1 || max_tokens > config.max_position) {
+        fail_input({.what = "context does not fit the model's positions",
+                    .expected = cat({"1 to ", config.max_position, " tokens"}),
+                    .actual = cat({max_tokens})});
+    }
+    // Tensors are views that could write; the decoder only reads its parameters.
+    state_ = std::make_unique<State>(config, table, const_cast<void*>(params), dtype, max_tokens);
+}
+Decoder::~Decoder() = default;
+void Decoder::reset() { state_->length = 0; }
+int64_t Decoder::length() const { return state_->length; }
+int64_t Decoder::max_tokens() const { return state_->max_tokens; }
+int64_t Decoder::vocab_size() const { return state_->config.vocab_size; }
+
+const float* Decoder::append(const int32_t* tokens, int64_t count) {
+    State& s = *state_;
+    CHECK(count > 0, cat({"count=", count}));
+    if (count > s.max_tokens - s.length) {
+        fail_input({.what = "the text does not fit into the context",
+                    .expected = cat({"at most ", s.max_tokens, " tokens"}),
+                    .actual = cat({s.length + count})});
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        if (tokens[i] >= 0 && tokens[i] < s.config.vocab_size) continue;
+        fail_input({.what = "token id is outside the vocabulary",
+                    .where = cat({"token ", s.length + i}),
+                    .expected = cat({"0 to ", s.config.vocab_size - 1}),
+                    .actual = cat({tokens[i]}),
+                    .hint = "the tokenizer is another one than the model's"});
+    }
+    for (int64_t done = 0; done < count;) {
+        const int64_t n = std::min(kChunkTokens, count - done);
+        s.run_chunk(tokens + done, n);
+        done += n;
+    }
+    const State::Places& at = s.places;
+    norm_forward(at.last_hidden, at.mean, at.rstd, at.stream.rows(at.stream.dims[0] - 1, 1), s.final_norm_w,
+                 s.final_norm_b, s.config.norm_eps);
+    matmul_forward(at.logits, at.last_hidden, s.head);
+    return at.logits.as<float>();
+}
+
+std::vector<int32_t> generate(Decoder& decoder, const std::vector<int32_t>& prompt,
+                              const GenerateParams& params, const std::function<bool(int32_t)>& emit) {
+    if (prompt.empty())
+        fail_input({.what = "nothing to continue", .expected = "a prompt of at least one token"});
+    std::vector<int32_t> tokens;
+    const RandomKey key{.seed = params.seed, .stream = kSamplingStream};
+    const float* logits = decoder.append(prompt.data(), static_cast<int64_t>(prompt.size()));
+    while (static_cast<int64_t>(tokens.size()) < params.max_new_tokens) {
+        const int32_t token = sample_token(tensor_of(const_cast<float*>(logits), decoder.vocab_size()),
+                                           params.sampling, random_uniform(key, tokens.size()));
+        if (std::ranges::find(params.stop_tokens, token) != params.stop_tokens.end()) break;
+        tokens.push_back(token);
+        if (emit && !emit(token)) break;
+        if (decoder.length() == decoder.max_tokens()) break;
+        if (static_cast<int64_t>(tokens.size()) < params.max_new_tokens) logits = decoder.append(&token, 1);
+    }
+    return tokens;
+}
