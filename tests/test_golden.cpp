@@ -28,15 +28,16 @@ struct Precision {
     // 2-norm. AdamW: absolute, of losses from 5 to 3.
     double loss, logits, gradient, adamw;
 };
-// f32: sums of some hundred terms at 6e-8 each, doubled by every layer; AdamW divides small gradients by
-// themselves, so that after ten steps their relative error is the parameters'. mixed: products of
-// bf16-rounded factors, 2^-9 each; errors average over the inner sum (32 terms) and add up over the 14
-// matmuls of forward and backward. bf16: activations and gradients too are rounded at each of about 30
-// places, and the weights themselves before the first.
+// Each about twice the largest value seen over the families.
+// f32: sums of some hundred terms at 6e-8 each, through some ten layers of arithmetic; most is in Qwen2's key
+// biases, whose gradient is the small rest of cancelling terms. mixed: products of bf16-rounded factors, 2^-9
+// each; errors average over the inner sum (32 terms) and add up over the 14 matmuls of forward and backward.
+// bf16: activations and gradients too are rounded, at about 30 places, and the weights before the first; the
+// loss is a mean over 42 tokens and averages that out.
 constexpr Precision kPrecisions[] = {
-    {"f32", DType::f32, MatmulMath::f32, 1e-5, 1e-4, 1e-4, 1e-5},
-    {"mixed", DType::f32, MatmulMath::bf16, 1e-2, 6e-2, 3e-2, 2e-2},
-    {"bf16", DType::bf16, MatmulMath::bf16, 2e-2, 1e-1, 6e-2, 3e-2},
+    {"f32", DType::f32, MatmulMath::f32, 1e-6, 2e-5, 2e-5, 1e-6},
+    {"mixed", DType::f32, MatmulMath::bf16, 3e-3, 0.15, 0.05, 1e-2},
+    {"bf16", DType::bf16, MatmulMath::bf16, 1e-2, 0.2, 0.06, 1.2e-2},
 };
 
 class Golden {
@@ -91,14 +92,10 @@ double largest_difference(const std::vector<float>& a, const float* b) {
     return largest;
 }
 
-double relative_error(const std::vector<float>& expected, const float* actual) {
-    double squares = 0, errors = 0;
-    for (size_t i = 0; i < expected.size(); ++i) {
-        const double error = static_cast<double>(actual[i]) - expected[i];
-        errors += error * error;
-        squares += static_cast<double>(expected[i]) * expected[i];
-    }
-    return std::sqrt(errors / squares);
+double squared_norm(const std::vector<float>& values) {
+    double squares = 0;
+    for (const float value : values) squares += static_cast<double>(value) * value;
+    return squares;
 }
 
 class GoldenRun : public testing::TestWithParam<std::tuple<const char*, Precision>> {
@@ -118,6 +115,23 @@ protected:
     void load(const Transformer& model, Optimizer& optimizer) {
         load_hf_weights(golden_.directory(), model.table(), config_, optimizer.master());
         optimizer.publish_master();
+    }
+    // |error| / |golden| of one tensor, in the 2-norm. In reduced precision |golden| is that of the tensor's
+    // whole slot (q, k, v): a key bias adds nearly the same number to all scores of a query, which the
+    // softmax does not see, so that its gradient is the small rest of cancelling terms as large as the
+    // others'.
+    double gradient_error(const Transformer& model, const ParamInfo& row) {
+        std::vector<float> difference = golden_.gradient(row);
+        double scale = squared_norm(difference);
+        for (size_t i = 0; i < difference.size(); ++i)
+            difference[i] -= model.grads()[row.offset + static_cast<int64_t>(i)];
+        if (precision().math != MatmulMath::f32) {
+            scale = 0;
+            for (const ParamInfo& other : model.table().rows())
+                if (other.slot == row.slot && other.layer == row.layer)
+                    scale += squared_norm(golden_.gradient(other));
+        }
+        return std::sqrt(squared_norm(difference) / scale);
     }
     Optimizer make_optimizer(const Transformer& model) {
         return Optimizer(model.table(), {.weight_decay = 0.1, .grad_clip = 0}, model.params(),
@@ -142,18 +156,14 @@ TEST_P(GoldenRun, LogitsLossAndGradients) {
     EXPECT_NEAR(model.forward_backward(batch_, static_cast<float>(1 / count), false) / count, loss,
                 precision().loss);
     EXPECT_EQ(golden_.num_tensors(), model.table().rows().size() + 7);  // no gradient is left unlooked at
-    for (const ParamInfo& row : model.table().rows()) {
-        const double error = relative_error(golden_.gradient(row), model.grads() + row.offset);
-        EXPECT_LT(error, precision().gradient) << row.hf_name;
-        RecordProperty(row.hf_name, std::to_string(error));
-    }
+    for (const ParamInfo& row : model.table().rows())
+        EXPECT_LT(gradient_error(model, row), precision().gradient) << row.hf_name;
 
     // Gradient accumulation: the same batch twice at half weight.
     model.forward_backward(batch_, static_cast<float>(0.5 / count), false);
     model.forward_backward(batch_, static_cast<float>(0.5 / count), true);
     for (const ParamInfo& row : model.table().rows())
-        EXPECT_LT(relative_error(golden_.gradient(row), model.grads() + row.offset), precision().gradient)
-            << row.hf_name;
+        EXPECT_LT(gradient_error(model, row), precision().gradient) << row.hf_name << ", accumulated";
 }
 
 TEST_P(GoldenRun, TenStepsOfAdamW) {
