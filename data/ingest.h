@@ -1,0 +1,63 @@
+// From declared sources to documents. A source is a file or a directory with a declared licence, consent and
+// origin (sources.json). Files become documents by their kind:
+//   .txt .text .md .markdown  one document, cut when longer than max_document_bytes (data/plain_text.h)
+//   .html .htm .xhtml         the readable text (data/html.h), then as above
+//   .jsonl .ndjson, .zst too  one document a line (data/document.h), never cut
+// Hidden files are passed over; what has another name, cannot be read or is binary is refused with its
+// reason. Documents come in one order, by source and then by path, for any number of threads.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/document.h"
+#include "data/plain_text.h"
+
+struct Source {
+    std::string name;     // unique; begins the ids of its documents
+    std::string path;     // as declared; relative to the directory of sources.json
+    std::string license;  // SPDX expression; may be absent only where every JSONL document brings its own
+    std::string consent;
+    std::string origin;  // where it was got: URL, package and version
+    std::string lang;
+    std::string added;
+    std::string root;  // path as opened
+};
+
+// Reads a JSON array of objects with the keys above (but root). Malformed files, unknown keys and paths that
+// do not exist are InputErrors.
+std::vector<Source> read_sources(const std::string& path);
+
+struct InputFile {
+    std::string path;   // as opened
+    std::string shown;  // NAME/relative path: the same on every machine
+    int64_t source = 0;
+    int64_t bytes = 0;
+};
+
+struct IngestedDocument {
+    Document document;
+    std::string place;  // NAME/relative path, and :LINE or #PIECE
+    int64_t source = 0;
+};
+
+struct IngestBatch {
+    std::vector<IngestedDocument> documents;
+    std::vector<Reject> rejects;
+    RepairCounts repairs;
+};
+
+class Ingest {
+public:
+    Ingest(std::vector<Source> sources, int64_t max_document_bytes);
+    ~Ingest();
+    bool next(IngestBatch& batch);  // some more documents; false at the end
+    const std::vector<InputFile>& files() const;
+    int64_t bytes_total() const;
+    int64_t bytes_done() const;
+
+private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
