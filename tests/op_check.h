@@ -137,6 +137,12 @@ inline void expect_close(const Values& actual, const Values& expected, double re
     EXPECT_LE(difference / norms, relative * relative) << what;
 }
 
+// Bounds for results of dtype T whose inputs were exact. f32: a few roundings of 6e-8 each, and sums that
+// grow them slowly. bf16: computed in f32 and rounded once, at most 2^-9 of the value, doubled for what f32
+// adds at a tie.
+template <class T>
+constexpr double kTolerance = std::is_same_v<T, bf16> ? 1.0 / 256 : 1e-5;
+
 // d loss / d x by central differences. With twins in double and inputs of order 1, truncation (~step^2) and
 // rounding (~1e-16 / step) both stay below 1e-8, far under any f32 tolerance.
 template <class Loss>

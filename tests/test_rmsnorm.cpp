@@ -1,0 +1,132 @@
+// RMSNorm against its float64 twin, its gradient against finite differences, and the promises of
+// kernels/rmsnorm.h.
+#include "kernels/rmsnorm.h"
+
+#include "tests/op_check.h"
+
+namespace {
+
+constexpr double kEps = 1e-5;
+
+struct Shape {
+    int64_t rows, channels;
+};
+constexpr Shape kShapes[] = {{1, 1}, {1, 7}, {3, 16}, {17, 67}, {5, 768}, {40, 33}, {2000, 3}, {0, 8}};
+
+Values twin(const Values& x, const Values& w, int64_t rows) {
+    const size_t channels = w.size();
+    Values y(x.size());
+    for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
+        double square = 0;
+        for (size_t c = 0; c < channels; ++c) square += x[row * channels + c] * x[row * channels + c];
+        const double rstd = 1 / std::sqrt(square / static_cast<double>(channels) + kEps);
+        for (size_t c = 0; c < channels; ++c) y[row * channels + c] = x[row * channels + c] * rstd * w[c];
+    }
+    return y;
+}
+
+// The gradient of <dy, y> in closed form: fast enough for every shape; the finite differences below vouch for
+// it.
+void twin_backward(Values& dx, Values& dw, const Values& dy, const Values& x, const Values& w, int64_t rows) {
+    const size_t channels = w.size();
+    for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
+        const size_t at = row * channels;
+        double square = 0, product = 0;
+        for (size_t c = 0; c < channels; ++c) square += x[at + c] * x[at + c];
+        const double rstd = 1 / std::sqrt(square / static_cast<double>(channels) + kEps);
+        for (size_t c = 0; c < channels; ++c) product += dy[at + c] * w[c] * x[at + c] * rstd;
+        product /= static_cast<double>(channels);
+        for (size_t c = 0; c < channels; ++c) {
+            dx[at + c] += rstd * (dy[at + c] * w[c] - x[at + c] * rstd * product);
+            dw[c] += dy[at + c] * x[at + c] * rstd;
+        }
+    }
+}
+
+template <class T>
+void check_shape(Shape s) {
+    SCOPED_TRACE(cat({dtype_name(dtype_of<T>()), " ", s.rows, " x ", s.channels}));
+    const int64_t size = s.rows * s.channels;
+    const Values x = representable<T>(normal_values(size, 1)),
+                 w = representable<T>(normal_values(s.channels, 2, 0.5, 1));
+    const Values dy = representable<T>(normal_values(size, 3)),
+                 dx0 = representable<T>(normal_values(size, 4));
+    const Values dw0 = normal_values(s.channels, 5);
+
+    Guarded<T> x_data(x, 1), w_data(w, 3), y(size), dy_data(dy), dx(size), dx_sum(dx0);
+    Guarded<float> rstd(s.rows), dw(dw0, 1), dw_again(dw0);
+    const auto matrix = [&](const Guarded<T>& g) { return g.tensor(s.rows, s.channels); };
+    rmsnorm_forward(matrix(y), rstd.tensor(), matrix(x_data), w_data.tensor(), kEps);
+    rmsnorm_backward(matrix(dx), dw.tensor(), matrix(dy_data), matrix(x_data), w_data.tensor(), rstd.tensor(),
+                     false);
+    rmsnorm_backward(matrix(dx_sum), dw_again.tensor(), matrix(dy_data), matrix(x_data), w_data.tensor(),
+                     rstd.tensor(), true);
+
+    expect_close(y.values(), twin(x, w, s.rows), kTolerance<T>, "y");
+    Values expected_dx(x.size()), expected_sum = dx0, expected_dw = representable<float>(dw0), ignored = dw0;
+    twin_backward(expected_dx, expected_dw, dy, x, w, s.rows);
+    twin_backward(expected_sum, ignored, dy, x, w, s.rows);
+    // A single channel has dx = 0 but for eps; what is left of the cancellation is measured against dy.
+    const double cancellation = s.channels == 1 ? 1e5 : 1;
+    expect_close(dx.values(), expected_dx, kTolerance<T> * cancellation, "dx");
+    expect_close(dx_sum.values(), expected_sum, kTolerance<T>, "dx accumulated");
+    expect_close(dw.values(), expected_dw, kTolerance<float>, "dw");  // f32 whatever T
+    EXPECT_TRUE(dw.bytes() == dw_again.bytes());
+}
+
+}  // namespace
+
+TEST(RmsNorm, EqualsItsTwinOnEveryInstructionSet) {
+    for_each_isa([] {
+        for (Shape s : kShapes) {
+            check_shape<float>(s);
+            check_shape<bf16>(s);
+        }
+    });
+}
+
+TEST(RmsNorm, TwinGradientIsTheFiniteDifference) {
+    const int64_t rows = 3, channels = 5;
+    const Values x = normal_values(rows * channels, 1), w = normal_values(channels, 2),
+                 dy = normal_values(rows * channels, 3);
+    Values dx(x.size()), dw(w.size());
+    twin_backward(dx, dw, dy, x, w, rows);
+    expect_close(dx, numeric_gradient([&](const Values& v) { return dot(dy, twin(v, w, rows)); }, x), 1e-6,
+                 "dx");
+    expect_close(dw, numeric_gradient([&](const Values& v) { return dot(dy, twin(x, v, rows)); }, w), 1e-6,
+                 "dw");
+}
+
+TEST(RmsNorm, SameBitsForAnyNumberOfThreads) {
+    const int64_t rows = 531, channels = 200;
+    const Values values = normal_values(rows * channels, 1);
+    expect_same_bits_for_any_threads([&] {
+        Guarded<bf16> x(values), y(rows * channels), dx(rows * channels), w(normal_values(channels, 2));
+        Guarded<float> rstd(rows), dw(Values(channels, 0.0));
+        rmsnorm_forward(y.tensor(rows, channels), rstd.tensor(), x.tensor(rows, channels), w.tensor(), kEps);
+        rmsnorm_backward(dx.tensor(rows, channels), dw.tensor(), x.tensor(rows, channels),
+                         y.tensor(rows, channels), w.tensor(), rstd.tensor(), false);
+        return joined({y.bytes(), rstd.bytes(), dx.bytes(), dw.bytes()});
+    });
+}
+
+TEST(RmsNorm, NaNReachesItsOwnRowOnly) {
+    Values x = normal_values(2 * 40, 1);
+    x[7] = std::nan("");
+    Guarded<float> x_data(x), y(80), rstd(2), w(Values(40, 1.0));
+    rmsnorm_forward(y.tensor(2, 40), rstd.tensor(), x_data.tensor(2, 40), w.tensor(), kEps);
+    EXPECT_TRUE(std::isnan(y[0]) && std::isnan(y[39]));
+    EXPECT_FALSE(std::isnan(y[40]) || std::isnan(y[79]));
+}
+
+TEST(RmsNorm, NamesTheWrongArgument) {
+    Guarded<float> x(Values(12, 1.0)), y(12), rstd(3), w(Values(5, 1.0));
+    expect_mentions(check_failure([&] {
+                        rmsnorm_forward(y.tensor(3, 4), rstd.tensor(), x.tensor(3, 4), w.tensor(), kEps);
+                    }),
+                    {"rmsnorm_forward", "argument w", "f32[4]", "f32[5]"});
+    expect_mentions(check_failure([&] {
+                        rmsnorm_forward(y.tensor(4, 3), rstd.tensor(), x.tensor(3, 4), w.tensor(), kEps);
+                    }),
+                    {"argument y", "f32[3,4]", "f32[4,3]"});
+}
