@@ -181,6 +181,12 @@ std::vector<std::string> Tokenizer::pieces(std::string_view text, Specials speci
     return pieces;
 }
 
+std::vector<int32_t> Tokenizer::encode_piece(std::string_view piece) const {
+    std::vector<int32_t> ids;
+    if (!piece.empty()) state_->merge(piece, ids);
+    return ids;
+}
+
 std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
     std::string text;
     for (int32_t id : ids) text += token_bytes(id);

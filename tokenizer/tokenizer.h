@@ -65,8 +65,9 @@ public:
     std::vector<int32_t> encode(std::string_view text, Specials specials = Specials::as_text) const;
     // The pieces that merges never cross, normalized; their concatenation decodes as encode's ids do.
     std::vector<std::string> pieces(std::string_view text, Specials specials = Specials::as_text) const;
-    std::string decode(const std::vector<int32_t>& ids) const;  // InputError for an id out of range
-    std::string_view token_bytes(int32_t id) const;             // "" for an id without a token
+    std::vector<int32_t> encode_piece(std::string_view piece) const;  // one of pieces(), no special token
+    std::string decode(const std::vector<int32_t>& ids) const;        // InputError for an id out of range
+    std::string_view token_bytes(int32_t id) const;                   // "" for an id without a token
 
     int64_t vocab_size() const;                           // largest id + 1: rows of an embedding
     int32_t eot() const;                                  // -1: none
