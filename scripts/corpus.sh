@@ -103,7 +103,10 @@ for pod in usr/share/perl/*/pod/*.pod; do
     name=$(basename "$pod" .pod)
     case $name in
         *delta | perltoc | perluniprops | perlapi | perlintern | perlmodlib | perlcn | perljp | perlko | perltw) continue ;;
-        perlgpl | perlartistic | perlhist) continue ;;
+        perlgpl | perlartistic | perlhist | perlebcdic) continue ;;
+        perlaix | perlamiga | perlandroid | perlbs2000 | perlcygwin | perlfreebsd | perlhaiku | perlhpux) continue ;;
+        perlhurd | perlirix | perllinux | perlmacosx | perlopenbsd | perlos2 | perlos390 | perlos400) continue ;;
+        perlplan9 | perlqnx | perlriscos | perlsolaris | perlsynology | perltru64 | perlvms | perlvos | perlwin32) continue ;;
     esac
     perl -0777 -ne '
         s/\r//g;
