@@ -24,33 +24,28 @@ void check_adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, c
 
 // The step with everything that does not depend on the element folded in.
 struct Constants {
-    float grad_scale, beta1, beta2, keep1, keep2;  // keep = 1 - beta
-    float step_size;                               // lr / (1 - beta1^t)
-    float v_scale;                                 // 1 / (1 - beta2^t)
-    float eps;
-    float decay;  // 1 - lr weight_decay
+    float grad_scale, keep1, keep2;  // keep = 1 - beta
+    float m_scale, v_scale;          // 1 / (1 - beta^t)
+    float eps, weight_decay, lr;
 };
 
 Constants constants_of(const AdamWStep& s) {
-    const double t = static_cast<double>(s.step);
-    return {.grad_scale = s.grad_scale,
-            .beta1 = s.beta1,
-            .beta2 = s.beta2,
-            .keep1 = 1 - s.beta1,
-            .keep2 = 1 - s.beta2,
-            .step_size = static_cast<float>(s.lr / (1 - std::pow(static_cast<double>(s.beta1), t))),
-            .v_scale = static_cast<float>(1 / (1 - std::pow(static_cast<double>(s.beta2), t))),
-            .eps = s.eps,
-            .decay = static_cast<float>(1 - static_cast<double>(s.lr) * s.weight_decay)};
+    const auto correction = [&](float beta) {
+        return static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta), static_cast<double>(s.step))));
+    };
+    return {s.grad_scale,        1 - s.beta1, 1 - s.beta2,    correction(s.beta1),
+            correction(s.beta2), s.eps,       s.weight_decay, s.lr};
 }
 
-// Updates n elements of m, v and master; returns the new master.
+// Updates n elements of m, v and master; returns the new master. Every sum has one product in it, so that the
+// compiler can fuse it in one way only: an element gets the same bits at any place of any shard.
 SIMD_INLINE Vec update(float* master, float* m, float* v, const float* grad, int64_t n, const Constants& k) {
-    const Vec g = load_first(grad, n) * k.grad_scale;
-    const Vec m_new = fma(load_first(m, n), splat(k.beta1), g * k.keep1);
-    const Vec v_new = fma(load_first(v, n), splat(k.beta2), g * g * k.keep2);
-    const Vec direction = m_new / (sqrt(v_new * k.v_scale) + k.eps);
-    const Vec master_new = load_first(master, n) * k.decay - direction * k.step_size;
+    const Vec g = load_first(grad, n) * k.grad_scale, m_old = load_first(m, n), v_old = load_first(v, n);
+    const Vec m_new = fma(g - m_old, splat(k.keep1), m_old);
+    const Vec v_new = fma(g * g - v_old, splat(k.keep2), v_old);
+    const Vec direction = m_new * k.m_scale / (sqrt(v_new * k.v_scale) + k.eps);
+    const Vec master_old = load_first(master, n);
+    const Vec master_new = master_old - k.lr * fma(master_old, splat(k.weight_decay), direction);
     store_first(m, m_new, n);
     store_first(v, v_new, n);
     store_first(master, master_new, n);

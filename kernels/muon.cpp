@@ -28,13 +28,15 @@ void check_muon(Tensor param, Tensor master, Tensor momentum, Tensor grad, Tenso
     check.that(first_index >= 0, "first_index", "at least 0", static_cast<double>(first_index));
 }
 
-// momentum = mu momentum + (1 - mu) g,  u = (1 - mu) g + mu momentum
-void nesterov(float* u, float* momentum, const float* grad, int64_t count, float mu, float grad_scale) {
+// With keep = 1 - mu:  momentum += keep (g - momentum),  u = momentum + keep (g - momentum). Here and below
+// every sum has one product in it: it can be fused in one way only, and an element's bits do not depend on
+// its place.
+void nesterov(float* u, float* momentum, const float* grad, int64_t count, float keep, float grad_scale) {
     for_each_vec(count, [=](int64_t i, int64_t n) ALWAYS_INLINE {
-        const Vec g = load_first(grad + i, n) * (grad_scale * (1 - mu));
-        const Vec m = fma(load_first(momentum + i, n), splat(mu), g);
+        const Vec g = load_first(grad + i, n), old = load_first(momentum + i, n);
+        const Vec m = fma(g * grad_scale - old, splat(keep), old);
         store_first(momentum + i, m, n);
-        store_first(u + i, fma(m, splat(mu), g), n);
+        store_first(u + i, fma(g * grad_scale - m, splat(keep), m), n);
     });
 }
 
@@ -51,11 +53,12 @@ void transpose(float* out, const float* inp, int64_t rows, int64_t cols) {
     });
 }
 
-// master = decay master - step_size x, and param from it.
-void apply(Tensor param, float* master, const float* x, int64_t count, float decay, float step_size,
+// master -= step_size (x + decay master), and param from it.
+void apply(Tensor param, float* master, const float* x, int64_t count, float step_size, float decay,
            const MuonStep& step) {
     const auto update = [=](int64_t i, int64_t n) ALWAYS_INLINE {
-        const Vec result = load_first(master + i, n) * decay - load_first(x + i, n) * step_size;
+        const Vec old = load_first(master + i, n);
+        const Vec result = old - step_size * fma(old, splat(decay), load_first(x + i, n));
         store_first(master + i, result, n);
         return result;
     };
@@ -89,7 +92,7 @@ void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const 
     const Tensor b = tensor_of(memory + 2 * count + small * small, small, small);
 
     float* u = tall ? next.as<float>() : x.as<float>();
-    nesterov(u, momentum.as<float>(), grad.as<float>(), count, step.momentum, step.grad_scale);
+    nesterov(u, momentum.as<float>(), grad.as<float>(), count, 1 - step.momentum, step.grad_scale);
     if (tall) transpose(x.as<float>(), u, rows, cols);
     const double norm = std::sqrt(sum_of_squares(x.view(count), stream));
     float* x_data = x.as<float>();
@@ -108,10 +111,9 @@ void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const 
         transpose(next.as<float>(), x.as<float>(), small, large);
         std::swap(x, next);
     }
-    const double aspect = static_cast<double>(rows) / static_cast<double>(cols);
-    apply(param, master.as<float>(), x.as<float>(), count,
-          static_cast<float>(1 - static_cast<double>(step.lr) * step.weight_decay),
-          static_cast<float>(step.lr * std::sqrt(aspect > 1 ? aspect : 1)), step);
+    const double stretch = tall ? std::sqrt(static_cast<double>(rows) / static_cast<double>(cols)) : 1.0;
+    apply(param, master.as<float>(), x.as<float>(), count, static_cast<float>(step.lr * stretch),
+          static_cast<float>(step.weight_decay / stretch), step);
 }
 
 }  // namespace ISA_NAMESPACE

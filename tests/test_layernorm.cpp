@@ -1,0 +1,162 @@
+// LayerNorm against its float64 twin, its gradients against finite differences, and a mean far from zero.
+#include "kernels/layernorm.h"
+
+#include "tests/op_check.h"
+
+namespace {
+
+constexpr double kEps = 1e-5;
+
+struct Shape {
+    int64_t rows, channels;
+};
+constexpr Shape kShapes[] = {{1, 5}, {1, 7}, {3, 16}, {17, 67}, {5, 768}, {40, 33}, {2000, 3}, {0, 8}};
+
+struct RowStatistics {
+    double mean, rstd;
+};
+RowStatistics statistics(const double* x, size_t channels) {
+    double mean = 0, variance = 0;
+    for (size_t c = 0; c < channels; ++c) mean += x[c] / static_cast<double>(channels);
+    for (size_t c = 0; c < channels; ++c)
+        variance += (x[c] - mean) * (x[c] - mean) / static_cast<double>(channels);
+    return {mean, 1 / std::sqrt(variance + kEps)};
+}
+
+Values twin(const Values& x, const Values& w, const Values& b) {
+    Values y(x.size());
+    for (size_t at = 0; at < x.size(); at += w.size()) {
+        const RowStatistics s = statistics(&x[at], w.size());
+        for (size_t c = 0; c < w.size(); ++c) y[at + c] = (x[at + c] - s.mean) * s.rstd * w[c] + b[c];
+    }
+    return y;
+}
+
+struct Gradients {
+    Values dx, dw, db;
+};
+// In closed form: fast enough for every shape; the finite differences below vouch for it.
+Gradients twin_backward(const Values& dy, const Values& x, const Values& w) {
+    Gradients g{Values(x.size()), Values(w.size()), Values(w.size())};
+    const double count = static_cast<double>(w.size());
+    for (size_t at = 0; at < x.size(); at += w.size()) {
+        const RowStatistics s = statistics(&x[at], w.size());
+        double mean_g = 0, mean_g_xhat = 0;
+        for (size_t c = 0; c < w.size(); ++c) {
+            mean_g += dy[at + c] * w[c] / count;
+            mean_g_xhat += dy[at + c] * w[c] * (x[at + c] - s.mean) * s.rstd / count;
+        }
+        for (size_t c = 0; c < w.size(); ++c) {
+            const double xhat = (x[at + c] - s.mean) * s.rstd;
+            g.dx[at + c] = s.rstd * (dy[at + c] * w[c] - mean_g - xhat * mean_g_xhat);
+            g.dw[c] += dy[at + c] * xhat;
+            g.db[c] += dy[at + c];
+        }
+    }
+    return g;
+}
+
+Values sum(Values a, const Values& b) {
+    for (size_t i = 0; i < a.size(); ++i) a[i] += b[i];
+    return a;
+}
+
+template <class T>
+void check_shape(Shape s) {
+    SCOPED_TRACE(cat({dtype_name(dtype_of<T>()), " ", s.rows, " x ", s.channels}));
+    const int64_t size = s.rows * s.channels;
+    const Values x = representable<T>(normal_values(size, 1)),
+                 w = representable<T>(normal_values(s.channels, 2, 0.5, 1));
+    const Values b = representable<T>(normal_values(s.channels, 3)),
+                 dy = representable<T>(normal_values(size, 4));
+    const Values dx0 = representable<T>(normal_values(size, 5)),
+                 dw0 = representable<float>(normal_values(s.channels, 6));
+
+    Guarded<T> x_data(x, 1), w_data(w, 3), b_data(b), y(size), dy_data(dy), dx(size), dx_sum(dx0);
+    Guarded<float> mean(s.rows), rstd(s.rows, 1), dw(dw0), db(dw0, 1), dw_again(dw0), db_again(dw0);
+    const auto matrix = [&](const Guarded<T>& g) { return g.tensor(s.rows, s.channels); };
+    layernorm_forward(matrix(y), mean.tensor(), rstd.tensor(), matrix(x_data), w_data.tensor(),
+                      b_data.tensor(), kEps);
+    layernorm_backward(matrix(dx), dw.tensor(), db.tensor(), matrix(dy_data), matrix(x_data), w_data.tensor(),
+                       mean.tensor(), rstd.tensor(), false);
+    layernorm_backward(matrix(dx_sum), dw_again.tensor(), db_again.tensor(), matrix(dy_data), matrix(x_data),
+                       w_data.tensor(), mean.tensor(), rstd.tensor(), true);
+
+    const Gradients expected = twin_backward(dy, x, w);
+    // Few channels can lie so close together that rstd magnifies the rounding of x - mean; hence ten times
+    // the bound.
+    const double few = s.channels < 8 ? 10 : 1;
+    expect_close(y.values(), twin(x, w, b), kTolerance<T> * few, "y");
+    expect_close(dx.values(), expected.dx, std::max(kTolerance<T>, 1e-5 * few * few), "dx");
+    expect_close(dx_sum.values(), sum(dx0, expected.dx), std::max(kTolerance<T>, 1e-5 * few * few),
+                 "dx accumulated");
+    expect_close(dw.values(), sum(dw0, expected.dw), kTolerance<float> * few, "dw");  // f32 whatever T
+    expect_close(db.values(), sum(dw0, expected.db), kTolerance<float>, "db");
+    EXPECT_TRUE(dw.bytes() == dw_again.bytes() && db.bytes() == db_again.bytes());
+}
+
+}  // namespace
+
+TEST(LayerNorm, EqualsItsTwinOnEveryInstructionSet) {
+    for_each_isa([] {
+        for (Shape s : kShapes) {
+            check_shape<float>(s);
+            check_shape<bf16>(s);
+        }
+    });
+}
+
+TEST(LayerNorm, OneChannelGivesTheBias) {
+    Guarded<float> x(Values{3, -4}), y(2), mean(2), rstd(2), w(Values{2}), b(Values{0.5});
+    layernorm_forward(y.tensor(2, 1), mean.tensor(), rstd.tensor(), x.tensor(2, 1), w.tensor(), b.tensor(),
+                      kEps);
+    EXPECT_TRUE(y.values() == Values({0.5, 0.5}));
+}
+
+TEST(LayerNorm, TwinGradientIsTheFiniteDifference) {
+    const Values x = normal_values(15, 1), w = normal_values(5, 2), b = normal_values(5, 3),
+                 dy = normal_values(15, 4);
+    const Gradients g = twin_backward(dy, x, w);
+    expect_close(g.dx, numeric_gradient([&](const Values& v) { return dot(dy, twin(v, w, b)); }, x), 1e-6,
+                 "dx");
+    expect_close(g.dw, numeric_gradient([&](const Values& v) { return dot(dy, twin(x, v, b)); }, w), 1e-6,
+                 "dw");
+    expect_close(g.db, numeric_gradient([&](const Values& v) { return dot(dy, twin(x, w, v)); }, b), 1e-6,
+                 "db");
+}
+
+TEST(LayerNorm, LargeMeanCostsNoAccuracy) {
+    for_each_isa([] {
+        const int64_t rows = 4, channels = 768;
+        const Values x = representable<float>(normal_values(rows * channels, 1, 1, 10000)), w(768, 1.0),
+                     b(768, 0.0);
+        Guarded<float> x_data(x), y(rows * channels), mean(rows), rstd(rows), w_data(w), b_data(b);
+        layernorm_forward(y.tensor(rows, channels), mean.tensor(), rstd.tensor(),
+                          x_data.tensor(rows, channels), w_data.tensor(), b_data.tensor(), kEps);
+        expect_close(y.values(), twin(x, w, b), kTolerance<float>, "y");  // as near as with mean 0
+    });
+}
+
+TEST(LayerNorm, SameBitsForAnyNumberOfThreads) {
+    const int64_t rows = 531, channels = 200;
+    const Values values = normal_values(rows * channels, 1);
+    expect_same_bits_for_any_threads([&] {
+        Guarded<bf16> x(values), y(rows * channels), dx(rows * channels), w(normal_values(channels, 2)),
+            b(Values(200, 0.5));
+        Guarded<float> mean(rows), rstd(rows), dw(Values(200, 0.0)), db(Values(200, 0.0));
+        layernorm_forward(y.tensor(rows, channels), mean.tensor(), rstd.tensor(), x.tensor(rows, channels),
+                          w.tensor(), b.tensor(), kEps);
+        layernorm_backward(dx.tensor(rows, channels), dw.tensor(), db.tensor(), x.tensor(rows, channels),
+                           y.tensor(rows, channels), w.tensor(), mean.tensor(), rstd.tensor(), false);
+        return joined({y.bytes(), mean.bytes(), rstd.bytes(), dx.bytes(), dw.bytes(), db.bytes()});
+    });
+}
+
+TEST(LayerNorm, NamesTheWrongArgument) {
+    Guarded<float> x(Values(12, 1.0)), y(12), mean(3), rstd(3), w(Values(4, 1.0)), b(Values(5, 1.0));
+    expect_mentions(check_failure([&] {
+                        layernorm_forward(y.tensor(3, 4), mean.tensor(), rstd.tensor(), x.tensor(3, 4),
+                                          w.tensor(), b.tensor(), kEps);
+                    }),
+                    {"layernorm_forward", "argument b", "f32[4]", "f32[5]"});
+}

@@ -1,0 +1,147 @@
+// QK-norm against its float64 twin and finite differences; values are left alone.
+#include "kernels/qknorm.h"
+
+#include "tests/op_check.h"
+
+namespace {
+
+constexpr double kEps = 1e-6;
+
+struct Shape {
+    int64_t tokens, heads, kv_heads, head_dim;
+    int64_t width() const { return (heads + 2 * kv_heads) * head_dim; }
+    int64_t normed() const { return (heads + kv_heads) * head_dim; }
+};
+constexpr Shape kShapes[] = {{1, 1, 1, 2},    {3, 4, 2, 8},   {17, 3, 1, 38},
+                             {600, 2, 1, 64}, {5, 4, 4, 128}, {0, 2, 2, 8}};
+
+Values twin(const Values& qkv, const Values& wq, const Values& wk, Shape s) {
+    Values result = qkv;
+    for (int64_t n = 0; n < s.tokens; ++n) {
+        for (int64_t head = 0; head < s.heads + s.kv_heads; ++head) {
+            const auto at = static_cast<size_t>(n * s.width() + head * s.head_dim);
+            double square = 0;
+            for (size_t i = 0; i < wq.size(); ++i) square += qkv[at + i] * qkv[at + i];
+            const double rstd = 1 / std::sqrt(square / static_cast<double>(s.head_dim) + kEps);
+            for (size_t i = 0; i < wq.size(); ++i) {
+                result[at + i] = qkv[at + i] * rstd * (head < s.heads ? wq[i] : wk[i]);
+            }
+        }
+    }
+    return result;
+}
+
+struct Gradients {
+    Values dqkv, dwq, dwk;
+};
+Gradients twin_backward(const Values& dy, const Values& qkv, const Values& wq, const Values& wk, Shape s) {
+    Gradients g{dy, Values(wq.size()), Values(wk.size())};
+    for (int64_t n = 0; n < s.tokens; ++n) {
+        for (int64_t head = 0; head < s.heads + s.kv_heads; ++head) {
+            const auto at = static_cast<size_t>(n * s.width() + head * s.head_dim);
+            const Values& w = head < s.heads ? wq : wk;
+            Values& dw = head < s.heads ? g.dwq : g.dwk;
+            double square = 0, product = 0;
+            for (size_t i = 0; i < w.size(); ++i) square += qkv[at + i] * qkv[at + i];
+            const double rstd = 1 / std::sqrt(square / static_cast<double>(s.head_dim) + kEps);
+            for (size_t i = 0; i < w.size(); ++i) product += dy[at + i] * w[i] * qkv[at + i] * rstd;
+            for (size_t i = 0; i < w.size(); ++i) {
+                const double xhat = qkv[at + i] * rstd;
+                g.dqkv[at + i] =
+                    rstd * (dy[at + i] * w[i] - xhat * product / static_cast<double>(s.head_dim));
+                dw[i] += dy[at + i] * xhat;
+            }
+        }
+    }
+    return g;
+}
+
+template <class T>
+void check_shape(Shape s) {
+    SCOPED_TRACE(cat({dtype_name(dtype_of<T>()), " ", s.tokens, " tokens, head dim ", s.head_dim}));
+    const Values x = representable<T>(normal_values(s.tokens * s.width(), 1));
+    const Values wq = representable<T>(normal_values(s.head_dim, 2, 0.5, 1)),
+                 wk = representable<T>(normal_values(s.head_dim, 3));
+    const Values dy = representable<T>(normal_values(s.tokens * s.width(), 4));
+    const Values before = representable<float>(normal_values(s.head_dim, 5));
+
+    Guarded<T> qkv(x, 1), raw(s.tokens * s.normed(), 3), wq_data(wq), wk_data(wk), dqkv(dy), unsaved(x);
+    Guarded<float> rstd(s.tokens * (s.heads + s.kv_heads)), dwq(before), dwk(before, 1);
+    const Tensor rstd_tensor = rstd.tensor(s.tokens, s.heads + s.kv_heads);
+    qknorm_forward(qkv.tensor(s.tokens, s.width()), rstd_tensor, raw.tensor(s.tokens, s.normed()),
+                   wq_data.tensor(), wk_data.tensor(), kEps, s.heads, s.kv_heads);
+    qknorm_forward(unsaved.tensor(s.tokens, s.width()), rstd_tensor, {}, wq_data.tensor(), wk_data.tensor(),
+                   kEps, s.heads, s.kv_heads);
+    qknorm_backward(dqkv.tensor(s.tokens, s.width()), dwq.tensor(), dwk.tensor(),
+                    raw.tensor(s.tokens, s.normed()), rstd_tensor, wq_data.tensor(), wk_data.tensor(),
+                    s.heads, s.kv_heads);
+
+    EXPECT_TRUE(unsaved.bytes() == qkv.bytes());
+    expect_close(qkv.values(), twin(x, wq, wk, s), kTolerance<T>, "qkv");
+    Gradients expected = twin_backward(dy, x, wq, wk, s);
+    for (size_t i = 0; i < before.size(); ++i) {
+        expected.dwq[i] += before[i];
+        expected.dwk[i] += before[i];
+    }
+    expect_close(dqkv.values(), expected.dqkv, kTolerance<T>, "dqkv");
+    expect_close(dwq.values(), expected.dwq, kTolerance<float>, "dwq");  // f32 whatever T
+    expect_close(dwk.values(), expected.dwk, kTolerance<float>, "dwk");
+    for (int64_t n = 0; n < s.tokens; ++n) {
+        for (int64_t i = s.normed(); i < s.width(); ++i) {
+            const auto at = static_cast<size_t>(n * s.width() + i);
+            ASSERT_EQ(to_double(qkv[n * s.width() + i]), x[at]) << "a value changed";
+            ASSERT_EQ(to_double(dqkv[n * s.width() + i]), dy[at]) << "a value's gradient changed";
+        }
+    }
+}
+
+}  // namespace
+
+TEST(QkNorm, EqualsItsTwinOnEveryInstructionSet) {
+    for_each_isa([] {
+        for (Shape s : kShapes) {
+            check_shape<float>(s);
+            check_shape<bf16>(s);
+        }
+    });
+}
+
+TEST(QkNorm, TwinGradientIsTheFiniteDifference) {
+    const Shape s{2, 2, 1, 4};
+    const Values x = normal_values(s.tokens * s.width(), 1), wq = normal_values(4, 2),
+                 wk = normal_values(4, 3);
+    const Values dy = normal_values(s.tokens * s.width(), 4);
+    const Gradients g = twin_backward(dy, x, wq, wk, s);
+    expect_close(g.dqkv, numeric_gradient([&](const Values& v) { return dot(dy, twin(v, wq, wk, s)); }, x),
+                 1e-6, "dqkv");
+    expect_close(g.dwq, numeric_gradient([&](const Values& v) { return dot(dy, twin(x, v, wk, s)); }, wq),
+                 1e-6, "dwq");
+    expect_close(g.dwk, numeric_gradient([&](const Values& v) { return dot(dy, twin(x, wq, v, s)); }, wk),
+                 1e-6, "dwk");
+}
+
+TEST(QkNorm, SameBitsForAnyNumberOfThreads) {
+    const Shape s{700, 3, 1, 24};
+    const Values x = normal_values(s.tokens * s.width(), 1), dy = normal_values(s.tokens * s.width(), 2);
+    expect_same_bits_for_any_threads([&] {
+        Guarded<bf16> qkv(x), raw(s.tokens * s.normed()), w(Values(24, 1.5)), dqkv(dy);
+        Guarded<float> rstd(s.tokens * 4), dwq(Values(24, 0.0)), dwk(Values(24, 0.0));
+        qknorm_forward(qkv.tensor(s.tokens, s.width()), rstd.tensor(s.tokens, 4),
+                       raw.tensor(s.tokens, s.normed()), w.tensor(), w.tensor(), kEps, 3, 1);
+        qknorm_backward(dqkv.tensor(s.tokens, s.width()), dwq.tensor(), dwk.tensor(),
+                        raw.tensor(s.tokens, s.normed()), rstd.tensor(s.tokens, 4), w.tensor(), w.tensor(), 3,
+                        1);
+        return joined({qkv.bytes(), rstd.bytes(), dqkv.bytes(), dwq.bytes(), dwk.bytes()});
+    });
+}
+
+TEST(QkNorm, NamesTheWrongArgument) {
+    Guarded<float> qkv(Values(32, 1.0)), rstd(6), w(Values(4, 1.0));
+    const auto run = [&](int64_t heads) {
+        return check_failure([&] {
+            qknorm_forward(qkv.tensor(2, 16), rstd.tensor(2, 3), {}, w.tensor(), w.tensor(), kEps, heads, 1);
+        });
+    };
+    EXPECT_EQ(run(2), "");
+    expect_mentions(run(3), {"qknorm_forward", "argument qkv", "f32[*,20]", "f32[2,16]"});
+}
