@@ -162,10 +162,10 @@ void block_gradients(const BackwardScratch& s, const GradientTile& tile, int64_t
         const int64_t rows = score_rows(padded_rows, first_key, smaller(last_query, first_query + end - 1));
         for (int64_t r = 0; r < rows; r += kTileRows) {
             const int64_t key_words = (first_key + r) * row, at = r * kQueryBlock + begin;
-            group_product<Math>(groups.size(g), s.scores + at, kQueryBlock, nullptr,
+            group_product<Math>(groups.size(g), s.scores + at, kQueryBlock, Fresh{},
                                 {s.k + key_words, row, 1}, tile.q_columns + begin, kQueryBlock,
                                 widths.inner());
-            group_product<Math>(groups.size(g), s.gradients + at, kQueryBlock, nullptr,
+            group_product<Math>(groups.size(g), s.gradients + at, kQueryBlock, Fresh{},
                                 {s.v + key_words, row, 1}, tile.dout_columns + begin, kQueryBlock,
                                 widths.inner());
             const bool masked = problem.visibility.partial(first_query + begin, first_query + end - 1,
@@ -184,16 +184,17 @@ void block_gradients(const BackwardScratch& s, const GradientTile& tile, int64_t
         const int64_t count = round_up(tile.rows, 2) / Math::kPair - start;
         if (count <= 0) break;
         const int64_t sums = (first_key + r) * column, at = r * query_words + start;
-        row_product<Math>(vecs, s.dv + sums, column, kOnes, {s.p_rows + at, query_words, 1},
+        row_product<Math>(vecs, s.dv + sums, column, Rescaled{kOnes}, {s.p_rows + at, query_words, 1},
                           tile.dout_rows + start * column, column, count);
-        row_product<Math>(vecs, s.dk + sums, column, kOnes, {s.ds_rows + at, query_words, 1},
+        row_product<Math>(vecs, s.dk + sums, column, Rescaled{kOnes}, {s.ds_rows + at, query_words, 1},
                           tile.q_rows + start * column, column, count);
     }
     for (int64_t r = 0; r < tile.rows; r += kTileRows) {
         const int64_t seen = smaller(padded_rows, round_up(first_query + r + kTileRows - first_key, 2));
         if (seen <= 0) continue;
-        row_product<Math>(vecs, tile.dq + r * column, column, kOnes, {s.ds_columns + r, 1, kQueryBlock},
-                          s.k_rows + first_key / Math::kPair * column, column, seen / Math::kPair);
+        row_product<Math>(vecs, tile.dq + r * column, column, Rescaled{kOnes},
+                          {s.ds_columns + r, 1, kQueryBlock}, s.k_rows + first_key / Math::kPair * column,
+                          column, seen / Math::kPair);
     }
 }
 

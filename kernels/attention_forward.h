@@ -95,7 +95,7 @@ void attend(const QueryTile& tile, const KeyTile& keys, int64_t past, const Head
         const int64_t rows =
             score_rows(keys.padded_rows, keys.first, smaller(last_query, first_query + end - 1));
         for (int64_t r = 0; r < rows; r += kTileRows) {
-            group_product<Math>(groups.size(g), scores + r * kQueryBlock + begin, kQueryBlock, nullptr,
+            group_product<Math>(groups.size(g), scores + r * kQueryBlock + begin, kQueryBlock, Fresh{},
                                 {keys.k + r * widths.row(), widths.row(), 1}, tile.q + begin, kQueryBlock,
                                 widths.inner());
         }
@@ -113,7 +113,7 @@ void attend(const QueryTile& tile, const KeyTile& keys, int64_t past, const Head
         const int64_t seen = smaller(keys.padded_rows, round_up(first_query + r + kTileRows - keys.first, 2));
         if (seen <= 0) continue;
         row_product<Math>(widths.column() / kWidth, tile.sum + r * widths.column(), widths.column(),
-                          decay + r, {scores + r, 1, kQueryBlock}, keys.v, widths.column(),
+                          Rescaled{decay + r}, {scores + r, 1, kQueryBlock}, keys.v, widths.column(),
                           seen / Math::kPair);
     }
 }

@@ -104,20 +104,35 @@ SIMD_INLINE Vec exp2(Vec t) {
 #endif
 }
 
-// ---- products
-// ---------------------------------------------------------------------------------------------- C[i][j] =
-// scale[i] * C[i][j] + sum_k A[i,k] B[k][j] for one register tile; without scale, C is set. A's words are a[i
-// * row + k * step], so that either orientation of the scores can stand there.
+// One register tile: C[i][j] = sum_k A[i,k] B[k][j] where start is Fresh, and scale[i] * C[i][j] + that sum
+// where it is Rescaled. A's words are words[i * row + k * step], so that either orientation of the scores can
+// stand there.
 struct Left {
     const float* words;
     int64_t row, step;
 };
-template <class Math, int kVecs>
-SIMD_INLINE void tile_product(float* c, int64_t c_stride, const float* scale, Left a, const float* b,
+struct Fresh {
+    Vec of(const float*, int) const { return Vec{}; }
+};
+struct Rescaled {
+    const float* scale;
+    Vec of(const float* c, int i) const { return load(c) * splat(scale[i]); }
+};
+template <class Math, int kVecs, class Start>
+SIMD_INLINE void tile_product(float* c, int64_t c_stride, Start start, Left a, const float* b,
                               int64_t b_stride, int64_t count) {
-    Vec sum[kTileRows][kVecs] = {};
+    // Everything is unrolled, and `step` opaque (else GCC makes a second loop for step 1), so that the sums
+    // stay in registers. Starting from the old C leaves only stores for the end.
+    Vec sum[kTileRows][kVecs];
+#pragma GCC unroll 8
+    for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 8
+        for (int j = 0; j < kVecs; ++j) sum[i][j] = start.of(c + i * c_stride + j * kWidth, i);
+    }
+    int64_t step = a.step;
+    asm("" : "+r"(step));
     const float* left = a.words;
-    for (int64_t k = 0; k < count; ++k, left += a.step, b += b_stride) {
+    for (int64_t k = 0; k < count; ++k, left += step, b += b_stride) {
         Vec right[kVecs];
         for (int j = 0; j < kVecs; ++j) right[j] = load(b + j * kWidth);
         for (int i = 0; i < kTileRows; ++i) {
@@ -125,11 +140,10 @@ SIMD_INLINE void tile_product(float* c, int64_t c_stride, const float* scale, Le
             for (int j = 0; j < kVecs; ++j) sum[i][j] = Math::multiply_add(broadcast, right[j], sum[i][j]);
         }
     }
+#pragma GCC unroll 8
     for (int i = 0; i < kTileRows; ++i) {
-        for (int j = 0; j < kVecs; ++j) {
-            float* at = c + i * c_stride + j * kWidth;
-            store(at, scale == nullptr ? sum[i][j] : fma(load(at), splat(scale[i]), sum[i][j]));
-        }
+#pragma GCC unroll 8
+        for (int j = 0; j < kVecs; ++j) store(c + i * c_stride + j * kWidth, sum[i][j]);
     }
 }
 
@@ -142,32 +156,31 @@ struct ColumnGroups {
 };
 
 // kTileRows rows by `vecs` <= kTileVecs vectors.
-template <class Math>
-void group_product(int64_t vecs, float* c, int64_t c_stride, const float* scale, Left a, const float* b,
+template <class Math, class Start>
+void group_product(int64_t vecs, float* c, int64_t c_stride, Start start, Left a, const float* b,
                    int64_t b_stride, int64_t count) {
-    if (vecs == 1) return tile_product<Math, 1>(c, c_stride, scale, a, b, b_stride, count);
+    if (vecs == 1) return tile_product<Math, 1>(c, c_stride, start, a, b, b_stride, count);
     if constexpr (kTileVecs > 1) {
-        if (vecs == 2) return tile_product<Math, 2>(c, c_stride, scale, a, b, b_stride, count);
+        if (vecs == 2) return tile_product<Math, 2>(c, c_stride, start, a, b, b_stride, count);
     }
     if constexpr (kTileVecs > 2) {
-        if (vecs == 3) return tile_product<Math, 3>(c, c_stride, scale, a, b, b_stride, count);
-        return tile_product<Math, 4>(c, c_stride, scale, a, b, b_stride, count);
+        if (vecs == 3) return tile_product<Math, 3>(c, c_stride, start, a, b, b_stride, count);
+        return tile_product<Math, 4>(c, c_stride, start, a, b, b_stride, count);
     }
 }
 
 // kTileRows rows by any number of vectors.
-template <class Math>
-void row_product(int64_t vecs, float* c, int64_t c_stride, const float* scale, Left a, const float* b,
+template <class Math, class Start>
+void row_product(int64_t vecs, float* c, int64_t c_stride, Start start, Left a, const float* b,
                  int64_t b_stride, int64_t count) {
     const ColumnGroups groups{vecs};
     for (int64_t g = 0; g < groups.count(); ++g) {
         const int64_t column = groups.begin(g) * kWidth;
-        group_product<Math>(groups.size(g), c + column, c_stride, scale, a, b + column, b_stride, count);
+        group_product<Math>(groups.size(g), c + column, c_stride, start, a, b + column, b_stride, count);
     }
 }
 
-// ---- packing: `rows` rows of `dim` elements, source rows `stride` apart
-// -------------------------------------- Row by row into words [padded_rows][words]; the rest is zero.
+// Row by row into words [padded_rows][words]; the rest is zero.
 template <class Math, class T>
 void pack_rows(float* to, int64_t words, const T* from, int64_t stride, int64_t rows, int64_t padded_rows,
                int64_t dim) {
@@ -227,8 +240,7 @@ inline void transpose(float* to, int64_t to_stride, const float* from, int64_t f
     }
 }
 
-// ---- who sees whom
-// ------------------------------------------------------------------------------------------- Positions are
+// Positions are
 // relative to the document's first token.
 struct Visibility {
     int64_t window;  // 0: unlimited
