@@ -1,0 +1,257 @@
+// Hugging Face directories: what is saved comes back to the bit, foreign forms load (shards, halves, bare
+// names, tied heads), and what is missing, surplus or misshapen is named.
+#include "model/hf.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+
+#include "core/io.h"
+#include "model/safetensors.h"
+#include "tests/tiny_model.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+using HfDirectory = DirectoryTest;
+
+// Weights as tests rewrite them: name -> shape and f32 values.
+struct Weights {
+    struct Entry {
+        std::vector<int64_t> shape;
+        std::vector<float> values;
+    };
+    std::map<std::string, Entry> entries;
+
+    static Weights read(const std::string& path) {
+        Weights weights;
+        const SafetensorsFile file(path);
+        for (const auto& [name, entry] : file.entries()) {
+            std::vector<float> values(static_cast<size_t>(entry.bytes / 4));
+            std::memcpy(values.data(), entry.data, static_cast<size_t>(entry.bytes));
+            weights.entries[name] = {entry.shape, values};
+        }
+        return weights;
+    }
+    void write(const std::string& path,
+               const std::function<bool(const std::string&)>& which = nullptr) const {
+        std::vector<SafetensorsOutput> tensors;
+        for (const auto& [name, entry] : entries)
+            if (!which || which(name))
+                tensors.push_back({name, "F32", entry.shape, [&](AtomicFile& file) {
+                                       file.write(entry.values.data(),
+                                                  static_cast<int64_t>(entry.values.size() * 4));
+                                   }});
+        write_safetensors(path, tensors, {});
+    }
+    void rename_all(const std::function<std::string(const std::string&)>& rename) {
+        std::map<std::string, Entry> renamed;
+        for (const auto& [name, entry] : entries) renamed[rename(name)] = entry;
+        entries.swap(renamed);
+    }
+};
+
+// --------------------------------------------------------------------------------------
+
+TEST_F(HfDirectory, RoundTripIsExact) {
+    for (const std::string& family : kTinyFamilies) {
+        TinyModel model(family);
+        save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+        EXPECT_EQ(load_hf_config(out_), model.config) << family;
+        Buffer loaded(model.params.bytes());
+        load_hf_weights(out_, model.table, model.config, static_cast<float*>(loaded.data()));
+        EXPECT_EQ(std::memcmp(loaded.data(), model.params.data(), static_cast<size_t>(loaded.bytes())), 0)
+            << family;
+    }
+}
+
+TEST_F(HfDirectory, Conv1dMatricesAreStoredTransposed) {
+    TinyModel model("tiny-gpt2");
+    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    const Weights weights = Weights::read(out_ + "/model.safetensors");
+    const Weights::Entry& fc = weights.entries.at("transformer.h.1.mlp.c_fc.weight");
+    ASSERT_EQ(fc.shape, (std::vector<int64_t>{model.config.channels, model.config.mlp_dim}));  // [in, out]
+    const Tensor ours = model.table.slot(model.params.data(), DType::f32, Slot::fc_w, 1);      // [out, in]
+    for (int64_t o = 0; o < ours.dims[0]; ++o)
+        for (int64_t i = 0; i < ours.dims[1]; ++i)
+            ASSERT_EQ(fc.values[static_cast<size_t>(i * ours.dims[0] + o)],
+                      ours.as<float>()[o * ours.dims[1] + i]);
+}
+
+TEST_F(HfDirectory, Bf16AndF16Load) {
+    TinyModel model("tiny-gpt2", DType::bf16);
+    save_hf_model(out_, model.table, model.config, model.params.data(), DType::bf16, "");
+    Buffer loaded(model.table.arena_size() * 4);
+    float* values = static_cast<float*>(loaded.data());
+    load_hf_weights(out_, model.table, model.config, values);
+    const bf16* saved = static_cast<const bf16*>(model.params.data());
+    for (int64_t i = 0; i < model.table.arena_size(); ++i) ASSERT_EQ(values[i], to_float(saved[i])) << i;
+
+    // Every F16 bit pattern through one tensor: wte of [512, 64] has room for half of them at a time.
+    const ParamInfo& row = model.table.rows()[0];
+    ASSERT_EQ(row.size(), 1 << 15);
+    TinyModel full("tiny-gpt2");
+    save_hf_model(out_, full.table, full.config, full.params.data(), DType::f32, "");
+    const Weights weights = Weights::read(out_ + "/model.safetensors");
+    for (const uint32_t sign : {0u, 0x8000u}) {
+        std::vector<SafetensorsOutput> tensors;
+        for (const auto& [name, entry] : weights.entries) {
+            const bool half = name == row.hf_name;
+            tensors.push_back({name, half ? "F16" : "F32", entry.shape, [&, half](AtomicFile& file) {
+                                   for (uint32_t bits = 0; half && bits < 1u << 15; ++bits) {
+                                       const uint16_t signed_bits = static_cast<uint16_t>(bits | sign);
+                                       file.write(&signed_bits, 2);
+                                   }
+                                   if (!half)
+                                       file.write(entry.values.data(),
+                                                  static_cast<int64_t>(entry.values.size() * 4));
+                               }});
+        }
+        write_safetensors(out_ + "/model.safetensors", tensors, {});
+        load_hf_weights(out_, model.table, model.config, values);
+        for (uint32_t bits = 0; bits < 1u << 15; ++bits) {
+            const float value = values[row.offset + bits];
+            const uint32_t exponent = bits >> 10, fraction = bits & 0x3ff;
+            EXPECT_EQ(std::signbit(value), sign != 0);
+            if (exponent == 31 && fraction) {
+                EXPECT_TRUE(std::isnan(value));
+            } else if (exponent == 31) {
+                EXPECT_TRUE(std::isinf(value));
+            } else {
+                const double magnitude = exponent
+                                             ? std::ldexp(1024.0 + fraction, static_cast<int>(exponent) - 25)
+                                             : std::ldexp(static_cast<double>(fraction), -24);
+                ASSERT_EQ(std::fabs(value), magnitude) << bits;
+            }
+        }
+    }
+}
+
+TEST_F(HfDirectory, NamesWithoutPrefixKnownBuffersAndTiedHeadsLoad) {
+    for (const std::string family : {"tiny-gpt2", "tiny-qwen2"}) {
+        TinyModel model(family);
+        save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+        Weights weights = Weights::read(out_ + "/model.safetensors");
+        weights.rename_all([](const std::string& name) { return name.substr(name.find('.') + 1); });
+        weights.entries["h.0.attn.bias"] = {{1, 1, 2, 2}, {1, 0, 1, 1}};
+        weights.entries["h.11.attn.masked_bias"] = {{}, {-1e4f}};
+        weights.entries["layers.1.self_attn.rotary_emb.inv_freq"] = {{2}, {1, 0.1f}};
+        ASSERT_TRUE(model.config.tied_head);
+        weights.entries["lm_head.weight"] =
+            weights.entries[family == "tiny-gpt2" ? "wte.weight" : "embed_tokens.weight"];
+        weights.write(out_ + "/model.safetensors");
+        Buffer loaded(model.params.bytes());
+        load_hf_weights(out_, model.table, model.config, static_cast<float*>(loaded.data()));
+        EXPECT_EQ(std::memcmp(loaded.data(), model.params.data(), static_cast<size_t>(loaded.bytes())), 0)
+            << family;
+
+        weights.entries["lm_head.weight"].values[5] += 1;
+        weights.write(out_ + "/model.safetensors");
+        expect_phrases(complaint([&] {
+                           load_hf_weights(out_, model.table, model.config,
+                                           static_cast<float*>(loaded.data()));
+                       }),
+                       {"head differs from the embedding", "lm_head.weight", "tie_word_embeddings"});
+    }
+}
+
+TEST_F(HfDirectory, WrongTensorsAreNamed) {
+    TinyModel model("tiny-llama");
+    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    const std::string path = out_ + "/model.safetensors";
+    const Weights good = Weights::read(path);
+    const auto load_text = [&](const Weights& weights) {
+        weights.write(path);
+        return complaint([&] { load_hf_weights(out_, model.table, model.config, model.values()); });
+    };
+    Weights weights = good;
+    weights.entries.erase("model.layers.1.mlp.up_proj.weight");
+    expect_phrases(load_text(weights),
+                   {"missing tensor", "model.layers.1.mlp.up_proj.weight [176,64]", "1 of "});
+
+    weights = good;
+    weights.entries["model.layers.2.mlp.up_proj.weight"] =
+        good.entries.at("model.layers.1.mlp.up_proj.weight");
+    expect_phrases(load_text(weights), {"surplus tensor", "model.layers.2.mlp.up_proj.weight"});
+
+    weights = good;
+    weights.entries["model.layers.0.self_attn.bias"] = {{1}, {0}};  // like a known buffer, and is not
+    expect_phrases(load_text(weights), {"surplus tensor", "self_attn.bias"});
+
+    weights = good;
+    weights.entries["model.norm.weight"] = {{32, 2}, std::vector<float>(64)};
+    expect_phrases(load_text(weights), {"wrong shape", "model.norm.weight", "F32[64]", "F32[32,2]"});
+
+    fs::remove(path);
+    expect_phrases(load_text(good), {"(accepted)"});
+    fs::remove(path);
+    std::ofstream(out_ + "/pytorch_model.bin") << "pickle";
+    expect_phrases(complaint([&] { load_hf_weights(out_, model.table, model.config, model.values()); }),
+                   {"no weights", "pytorch_model.bin only", "save_pretrained"});
+    expect_phrases(complaint([&] { load_hf_config(out_ + "/nowhere"); }),
+                   {"not a model directory", "no such directory"});
+}
+
+TEST_F(HfDirectory, ShardsLoadAndLyingIndexesAreRefused) {
+    TinyModel model("tiny-qwen3");
+    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    const Weights weights = Weights::read(out_ + "/model.safetensors");
+    fs::remove(out_ + "/model.safetensors");
+    const auto in_first = [](const std::string& name) { return name.find("layers.0") != std::string::npos; };
+    const std::string first = "model-00001-of-00002.safetensors", second = "model-00002-of-00002.safetensors";
+    weights.write(out_ + "/" + first, in_first);
+    weights.write(out_ + "/" + second, [&](const std::string& name) { return !in_first(name); });
+    const auto write_index = [&](const std::string& odd_tensor, const std::string& odd_file) {
+        std::string map;
+        for (const auto& [name, entry] : weights.entries)
+            map += (map.empty() ? "\"" : ",\"") + name + "\":\"" +
+                   (name == odd_tensor ? odd_file
+                    : in_first(name)   ? first
+                                       : second) +
+                   "\"";
+        write_file_atomic(out_ + "/model.safetensors.index.json",
+                          "{\"metadata\":{\"total_size\":1},\"weight_map\":{" + map + "}}");
+    };
+    Buffer loaded(model.params.bytes());
+    const auto load = [&] {
+        load_hf_weights(out_, model.table, model.config, static_cast<float*>(loaded.data()));
+    };
+    write_index("", "");
+    load();
+    EXPECT_EQ(std::memcmp(loaded.data(), model.params.data(), static_cast<size_t>(loaded.bytes())), 0);
+
+    write_index("model.norm.weight", first);
+    expect_phrases(complaint(load), {"missing tensor", "model.norm.weight", first});
+    write_index("model.norm.weight", "../../etc/passwd");
+    expect_phrases(complaint(load), {"names no file beside it", "model.norm.weight"});
+    write_index("model.norm.weight", "model-00003-of-00003.safetensors");
+    expect_phrases(complaint(load), {"model-00003-of-00003.safetensors"});
+    write_index("", "");
+    weights.write(out_ + "/" + second);  // now all tensors: those of the first shard stand twice
+    expect_phrases(complaint(load), {"tensor stands in two shards", first, second});
+    write_file_atomic(out_ + "/model.safetensors.index.json", "[]");
+    expect_phrases(complaint(load), {"malformed shard index"});
+}
+
+TEST_F(HfDirectory, TokenizerFilesAreCopied) {
+    TinyModel model("tiny-llama");
+    const std::string from = out_ + "/from", to = out_ + "/to";
+    fs::create_directories(from);
+    fs::create_directories(to);
+    expect_phrases(complaint([&] {
+                       save_hf_model(to, model.table, model.config, model.params.data(), DType::f32, from);
+                   }),
+                   {"no tokenizer", "tokenizer.json"});
+    write_file_atomic(from + "/tokenizer.json", "{}");
+    write_file_atomic(from + "/tokenizer_config.json", "{\"a\":1}");
+    save_hf_model(to, model.table, model.config, model.params.data(), DType::f32, from);
+    EXPECT_EQ(read_file(to + "/tokenizer.json"), "{}");
+    EXPECT_EQ(read_file(to + "/tokenizer_config.json"), "{\"a\":1}");
+}
+
+}  // namespace
