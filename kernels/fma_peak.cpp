@@ -19,6 +19,7 @@ void multiply_add_loop(int64_t loops) {
     VecU a{}, b{};
     asm volatile("" : "+m"(a), "+m"(b));  // values that the compiler cannot know
     Vec sum[kChains] = {};
+    for (int chain = 0; chain < kChains; ++chain) asm volatile("" : "+m"(sum[chain]));  // no two known equal
     for (int64_t i = 0; i < loops; ++i) {
 #pragma GCC unroll 24
         for (int chain = 0; chain < kChains; ++chain) sum[chain] = Units::multiply_add(a, b, sum[chain]);

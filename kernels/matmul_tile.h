@@ -61,53 +61,69 @@ private:
     int64_t run_bytes_ = 0, stride_ = 0, runs_left_ = 0;
 };
 
+// Rows x kTileCols sums. Named members, not an array: the compiler then keeps every one in a register.
+template <class Units, int Rows>
+struct Sums {
+    static_assert(kTileVectors == 3);
+    Vec s0{}, s1{}, s2{};
+    Sums<Units, Rows - 1> below;
+
+    SIMD_INLINE void load_from(Sums& sums, const float* p) {
+        sums.s0 = load(p);
+        sums.s1 = load(p + kWidth);
+        sums.s2 = load(p + 2 * kWidth);
+        Sums<Units, Rows - 1>::load_from(sums.below, p + kTileCols);
+    }
+    SIMD_INLINE void add_unit(Sums& sums, const uint32_t* rows, VecU c0, VecU c1, VecU c2) {
+        const VecU row = VecU{} + *rows;
+        sums.s0 = Units::multiply_add(row, c0, sums.s0);
+        sums.s1 = Units::multiply_add(row, c1, sums.s1);
+        sums.s2 = Units::multiply_add(row, c2, sums.s2);
+        Sums<Units, Rows - 1>::add_unit(sums.below, rows + 1, c0, c1, c2);
+    }
+    SIMD_INLINE void store_to(const Sums& sums, float* p, int64_t stride) {
+        store(p, sums.s0);
+        store(p + kWidth, sums.s1);
+        store(p + 2 * kWidth, sums.s2);
+        Sums<Units, Rows - 1>::store_to(sums.below, p + stride, stride);
+    }
+};
+template <class Units>
+struct Sums<Units, 0> {
+    SIMD_INLINE void load_from(Sums&, const float*) {}
+    SIMD_INLINE void add_unit(Sums&, const uint32_t*, VecU, VecU, VecU) {}
+    SIMD_INLINE void store_to(const Sums&, float*, int64_t) {}
+};
+
 // to[r * to_stride + c] = (from ? from[r * kTileCols + c] : 0) + sum_u row_panel[u][r] * column_panel[u][c],
 // in the order of u, for the first Rows rows.
 template <class Units, int Rows>
 void multiply_tile(const uint32_t* row_panel, const uint32_t* column_panel, int64_t units, const float* from,
-                   float* to, int64_t to_stride, ReadAhead& ahead) {
-    Vec sum[Rows][kTileVectors];
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 3
-        for (int v = 0; v < kTileVectors; ++v) {
-            sum[r][v] = from != nullptr ? load(from + r * kTileCols + v * kWidth) : Vec{};
-        }
-    }
-    const auto add_unit = [&](const uint32_t* a, const uint32_t* b) __attribute__((always_inline)) {
-        VecU column[kTileVectors];
-#pragma GCC unroll 3
-        for (int v = 0; v < kTileVectors; ++v) column[v] = load_units(b + v * kWidth);
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) {
-            const VecU row = VecU{} + a[r];
-#pragma GCC unroll 3
-            for (int v = 0; v < kTileVectors; ++v) {
-                sum[r][v] = Units::multiply_add(row, column[v], sum[r][v]);
-            }
-        }
-    };
+                   float* to, int64_t to_stride, ReadAhead& ahead_of) {
+    ReadAhead ahead = ahead_of;
+    Sums<Units, Rows> sums;
+    if (from != nullptr) Sums<Units, Rows>::load_from(sums, from);
     constexpr int kStep = 8;  // units per line fetched ahead
     int64_t u = 0;
     for (; u + kStep <= units; u += kStep) {
         ReadAhead::step(ahead);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < kStep; ++i) {
-            add_unit(row_panel + i * kTileRows, column_panel + i * kTileCols);
+            Sums<Units, Rows>::add_unit(sums, row_panel, load_units(column_panel),
+                                        load_units(column_panel + kWidth),
+                                        load_units(column_panel + 2 * kWidth));
+            row_panel += kTileRows;
+            column_panel += kTileCols;
         }
-        row_panel += kStep * kTileRows;
-        column_panel += kStep * kTileCols;
     }
     for (; u < units; ++u) {
-        add_unit(row_panel, column_panel);
+        Sums<Units, Rows>::add_unit(sums, row_panel, load_units(column_panel),
+                                    load_units(column_panel + kWidth), load_units(column_panel + 2 * kWidth));
         row_panel += kTileRows;
         column_panel += kTileCols;
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 3
-        for (int v = 0; v < kTileVectors; ++v) store(to + r * to_stride + v * kWidth, sum[r][v]);
-    }
+    Sums<Units, Rows>::store_to(sums, to, to_stride);
+    ahead_of = ahead;
 }
 
 // Only as many rows as there are: a single token costs an eighth of a full tile.
