@@ -22,7 +22,7 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 // Longer than the gap between two kernels of a step, much shorter than a scheduler's time slice.
-constexpr int64_t kSpinNanoseconds = 50'000;
+constexpr int64_t kSpinNanoseconds = 1'000'000;
 
 // The state word: | generation (47 bits) | workers inside (16 bits) | open (1 bit) |
 constexpr uint64_t kOpen = 1;
