@@ -40,7 +40,7 @@ bool holds_documents(const std::string& path) {
 // whole.
 void for_each_batch(const std::string& label, const std::string& patterns,
                     const std::function<void(const std::vector<std::string>&)>& on_batch) {
-    const std::vector<std::string> paths = expand_globs(patterns, "--input");
+    const std::vector<std::string> paths = expand_globs(patterns, "input");
     int64_t total = 0, done = 0, batch_bytes = 0;
     for (const std::string& path : paths) total += file_bytes(path);
     Progress progress(label, total, "B");
@@ -175,7 +175,7 @@ void keep_tokenizer(const Tokenizer& tokenizer, const std::string& directory) {
 }
 
 std::string source_manifest_hash(const std::string& patterns) {
-    const std::string first = expand_globs(patterns, "--input").front();
+    const std::string first = expand_globs(patterns, "input").front();
     const size_t slash = first.rfind('/');
     const std::string manifest =
         (slash == std::string::npos ? "" : first.substr(0, slash + 1)) + "manifest.json";
