@@ -49,14 +49,17 @@ void forward_row(T* y, float* mean, float* rstd, const T* x, const T* w, const T
     const float rough_mean = inverse_count * sum_over(channels, [&](int64_t c, int64_t n) ALWAYS_INLINE {
                                  return load_first(x + c, n);
                              });
-    // The rounding of the first sum grows with the mean; one more sum over what is left removes it.
-    const float rest = inverse_count * sum_over(channels, [&](int64_t c, int64_t n) ALWAYS_INLINE {
-                           return first_lanes(load_first(x + c, n) - rough_mean, n);
-                       });
-    const float variance = inverse_count * sum_over(channels, [&](int64_t c, int64_t n) ALWAYS_INLINE {
-                               const Vec centred = first_lanes(load_first(x + c, n) - rough_mean - rest, n);
-                               return centred * centred;
-                           });
+    // The rounding of that sum grows with the mean; the sum of what is left finds it, and the variance allows
+    // for it.
+    Vec sum_rest{};
+    const float square = sum_over(channels, [&](int64_t c, int64_t n) ALWAYS_INLINE {
+        const Vec centred = first_lanes(load_first(x + c, n) - rough_mean, n);
+        sum_rest += centred;
+        return centred * centred;
+    });
+    const float rest = inverse_count * reduce_add(sum_rest);
+    const float difference = inverse_count * square - rest * rest;
+    const float variance = difference < 0 ? 0 : difference;  // rounding, in a row of equal values; NaN passes
     const float r = 1.0f / std::sqrt(variance + eps);
     *mean = rough_mean + rest;
     *rstd = r;

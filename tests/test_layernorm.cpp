@@ -137,6 +137,20 @@ TEST(LayerNorm, LargeMeanCostsNoAccuracy) {
     });
 }
 
+TEST(LayerNorm, ARowOfEqualValuesStaysFinite) {
+    for_each_isa([] {
+        for (double value : {0.0, 1.1, 1e9, -123456789.0}) {
+            Guarded<float> x(Values(771, value)), y(771), mean(1), rstd(1), w(Values(771, 1.0)),
+                b(Values(771, 0.5));
+            layernorm_forward(y.tensor(1, 771), mean.tensor(), rstd.tensor(), x.tensor(1, 771), w.tensor(),
+                              b.tensor(), kEps);
+            // x - mean is at most one rounding of x, which eps may then magnify 1 / sqrt(eps) times.
+            for (int64_t c = 0; c < 771; ++c)
+                EXPECT_NEAR(y[c], 0.5, std::abs(value) * 6e-8 / std::sqrt(kEps));
+        }
+    });
+}
+
 TEST(LayerNorm, SameBitsForAnyNumberOfThreads) {
     const int64_t rows = 531, channels = 200;
     const Values values = normal_values(rows * channels, 1);
