@@ -115,19 +115,25 @@ void load_tile(GradientTile& tile, const HeadGradient<T>& head, int64_t first, i
     }
 }
 
+// Without pairs P and dS replace S and dP; with pairs they go elsewhere, and one tile of S and dP is enough.
+template <class Math>
+constexpr int64_t score_row(int64_t r) {
+    return Math::kPair == 1 ? r : 0;
+}
+
 // S and dP to P and dS, for kTileRows keys and the 16 queries of one column of vectors.
 template <class Math, bool kMasked>
-SIMD_INLINE void score_gradients(const BackwardScratch& s, int64_t r, int64_t c, const GradientTile& tile,
+SIMD_INLINE void score_gradients(const BackwardScratch& s, int64_t first, int64_t c, const GradientTile& tile,
                                  int64_t first_query, int64_t first_key, const Visibility& visibility,
                                  Vec scale) {
     const Vec lse = load(tile.lse + c), delta = load(tile.delta + c);
-    const int64_t end = r + kTileRows;
-    for (; r < end; r += 2) {
+    for (int64_t r = first; r < first + kTileRows; r += 2) {
         Vec p[2], ds[2];
         for (int i = 0; i < 2; ++i) {
             const int64_t at = (r + i) * kQueryBlock + c;
-            p[i] = exp2(load(s.scores + at) * scale - lse);
-            ds[i] = p[i] * (load(s.gradients + at) - delta);
+            const int64_t from = (score_row<Math>(first) + r + i - first) * kQueryBlock + c;
+            p[i] = exp2(load(s.scores + from) * scale - lse);
+            ds[i] = p[i] * (load(s.gradients + from) - delta);
             if constexpr (kMasked) {
                 const VecI visible = visibility.mask(first_query, first_key + r + i);
                 p[i] = select(visible, p[i], Vec{});
@@ -161,7 +167,8 @@ void block_gradients(const BackwardScratch& s, const GradientTile& tile, int64_t
         const int64_t begin = groups.begin(g) * kWidth, end = begin + groups.size(g) * kWidth;
         const int64_t rows = score_rows(padded_rows, first_key, smaller(last_query, first_query + end - 1));
         for (int64_t r = 0; r < rows; r += kTileRows) {
-            const int64_t key_words = (first_key + r) * row, at = r * kQueryBlock + begin;
+            const int64_t key_words = (first_key + r) * row;
+            const int64_t at = score_row<Math>(r) * kQueryBlock + begin;
             group_product<Math>(groups.size(g), s.scores + at, kQueryBlock, Fresh{},
                                 {s.k + key_words, row, 1}, tile.q_columns + begin, kQueryBlock,
                                 widths.inner());
@@ -178,17 +185,20 @@ void block_gradients(const BackwardScratch& s, const GradientTile& tile, int64_t
         }
     }
     const int64_t vecs = column / kWidth, query_words = kQueryBlock / Math::kPair;
-    for (int64_t r = 0; r < padded_rows; r += kTileRows) {
-        const int64_t start =
-            larger(0, first_key + r - first_query) / Math::kPair;  // earlier queries see none
-        const int64_t count = round_up(tile.rows, 2) / Math::kPair - start;
-        if (count <= 0) break;
-        const int64_t sums = (first_key + r) * column, at = r * query_words + start;
-        row_product<Math>(vecs, s.dv + sums, column, Rescaled{kOnes}, {s.p_rows + at, query_words, 1},
-                          tile.dout_rows + start * column, column, count);
-        row_product<Math>(vecs, s.dk + sums, column, Rescaled{kOnes}, {s.ds_rows + at, query_words, 1},
-                          tile.q_rows + start * column, column, count);
-    }
+    // dV, then dK: each keeps its own right-hand block in L1.
+    const auto add_over_queries = [&](float* sums, const float* left, const float* right) {
+        for (int64_t r = 0; r < padded_rows; r += kTileRows) {
+            const int64_t start =
+                larger(0, first_key + r - first_query) / Math::kPair;  // earlier ones see none
+            const int64_t count = round_up(tile.rows, 2) / Math::kPair - start;
+            if (count <= 0) break;
+            row_product<Math>(vecs, sums + (first_key + r) * column, column, Rescaled{kOnes},
+                              {left + r * query_words + start, query_words, 1}, right + start * column,
+                              column, count);
+        }
+    };
+    add_over_queries(s.dv, s.p_rows, tile.dout_rows);
+    add_over_queries(s.dk, s.ds_rows, tile.q_rows);
     for (int64_t r = 0; r < tile.rows; r += kTileRows) {
         const int64_t seen = smaller(padded_rows, round_up(first_query + r + kTileRows - first_key, 2));
         if (seen <= 0) continue;

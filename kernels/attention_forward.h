@@ -201,6 +201,14 @@ void forward_tiles(const Document<T>& document, const HeadLayout& heads, int64_t
             pack_paired<Math>(v, widths.column(), document.v + from, document.kv_stride, rows, padded,
                               heads.dim);
             const KeyTile keys{key, padded, k, v};
+            // The next block's rows lie a page apart: no hardware prefetcher finds them.
+            for (int64_t r = key + kKeyBlock; r < smaller(key + 2 * kKeyBlock, end_key); ++r) {
+                const int64_t row = r * document.kv_stride + kv_head * heads.dim;
+                for (int64_t c = 0; c < heads.dim; c += 64 / static_cast<int64_t>(sizeof(T))) {
+                    __builtin_prefetch(document.k + row + c, 0, 2);
+                    __builtin_prefetch(document.v + row + c, 0, 2);
+                }
+            }
             for (int64_t i = 0; i < count; ++i) {
                 const int64_t first_query = past + tiles[i].first;
                 if (key >= first_query + tiles[i].rows) continue;

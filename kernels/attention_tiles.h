@@ -186,8 +186,13 @@ void pack_rows(float* to, int64_t words, const T* from, int64_t stride, int64_t 
                int64_t dim) {
     for (int64_t r = 0; r < padded_rows; ++r, to += words) {
         for (int64_t c = 0; c < words * Math::kPair; c += kWidth) {
-            const int64_t n = r < rows ? smaller(larger(dim - c, 0), kWidth) : 0;
-            const Vec v = n == kWidth ? load(from + r * stride + c) : load_first(from + r * stride + c, n);
+            const int64_t n = r < rows ? dim - c : 0;
+            Vec v{};
+            if (n >= kWidth) {
+                v = load(from + r * stride + c);
+            } else if (n > 0) {
+                v = load_first(from + r * stride + c, n);
+            }
             if constexpr (Math::kPair == 2) {
                 store(reinterpret_cast<bf16*>(to) + c, v);
             } else {

@@ -173,4 +173,157 @@ TEST(Attention, MatchesTwinF32TensorsBf16Products) {
     for_each_isa([] { expect_twin<float, bf16>(MatmulMath::bf16, 0.06); });
 }
 
+template <class T>
+std::vector<uint8_t> all_bytes(const Outputs<T>& o) {
+    return joined({o.out.bytes(), o.lse.bytes(), o.dqkv.bytes()});
+}
+
+TEST(Attention, SameBitsForAnyThreads) {
+    for (const Case& c : {Case{{700, 3, 200}, 2, 2, 16}, Case{{300, 40}, 6, 2, 24, 77}}) {
+        SCOPED_TRACE(c.text());
+        const Values qkv = normal_values(c.num_tokens() * c.wide(), 5);
+        const Values dout = normal_values(c.num_tokens() * c.channels(), 6);
+        for_each_isa([&] {
+            expect_same_bits_for_any_threads(
+                [&] { return all_bytes(run<float>(c, qkv, dout, MatmulMath::f32)); });
+            expect_same_bits_for_any_threads(
+                [&] { return all_bytes(run<bf16>(c, qkv, dout, MatmulMath::bf16)); });
+        });
+    }
+}
+
+// Rows [first, first + count) of a buffer with `width` elements a row.
+template <class T>
+std::vector<uint8_t> rows_of(const Guarded<T>& all, int64_t first, int64_t count, int64_t width) {
+    const auto* begin = reinterpret_cast<const uint8_t*>(all.data() + first * width);
+    return {begin, begin + count * width * static_cast<int64_t>(sizeof(T))};
+}
+
+template <class T>
+void expect_same_bits_alone(const Case& packed, MatmulMath math) {
+    const Values qkv = normal_values(packed.num_tokens() * packed.wide(), 7);
+    const Values dout = normal_values(packed.num_tokens() * packed.channels(), 8);
+    const Outputs<T> all = run<T>(packed, qkv, dout, math);
+    int64_t first = 0;
+    for (int32_t length : packed.lengths) {
+        Case alone = packed;
+        alone.lengths = {length};
+        const auto slice = [&](const Values& values, int64_t width) {
+            return Values(values.begin() + first * width, values.begin() + (first + length) * width);
+        };
+        const Outputs<T> one = run<T>(alone, slice(qkv, packed.wide()), slice(dout, packed.channels()), math);
+        EXPECT_TRUE(one.out.bytes() == rows_of(all.out, first, length, packed.channels()))
+            << "out at " << first;
+        EXPECT_TRUE(one.dqkv.bytes() == rows_of(all.dqkv, first, length, packed.wide()))
+            << "dqkv at " << first;
+        for (int64_t h = 0; h < packed.num_heads; ++h) {
+            const int64_t at = h * packed.num_tokens() + first;
+            EXPECT_TRUE(rows_of(one.lse, h * length, length, 1) == rows_of(all.lse, at, length, 1)) << "lse";
+        }
+        first += length;
+    }
+}
+TEST(Attention, SameBitsAloneOrPacked) {
+    for (const Case& c : {Case{{31, 1, 250, 97, 2, 96, 1}, 4, 2, 24}, Case{{130, 49, 300}, 2, 2, 64, 60}}) {
+        SCOPED_TRACE(c.text());
+        for_each_isa([&] {
+            expect_same_bits_alone<float>(c, MatmulMath::f32);
+            expect_same_bits_alone<float>(c, MatmulMath::bf16);
+            expect_same_bits_alone<bf16>(c, MatmulMath::bf16);
+        });
+    }
+}
+
+TEST(Attention, NothingToDo) {
+    for (const Case& c : {Case{{}, 2, 1, 8}, Case{{0, 0}, 2, 1, 8}}) run<float>(c, {}, {}, MatmulMath::f32);
+}
+
+// Scores of +-3e4 leave one key per query; exp must neither overflow nor make NaN of masked entries.
+TEST(Attention, LargeScores) {
+    const Case c{{70, 5}, 2, 1, 16, 9};
+    Values qkv = representable<float>(normal_values(c.num_tokens() * c.wide(), 9, 150));
+    const Values dout = representable<float>(normal_values(c.num_tokens() * c.channels(), 10));
+    const Twin expected = twin(c, qkv, dout);
+    for_each_isa([&] {
+        // Scores of 3e4 have an f32 spacing of 2^-9; where two keys tie to that, P moves by as much.
+        expect_close(run<float>(c, qkv, dout, MatmulMath::f32).out.values(), expected.out, 0.01, "out");
+    });
+}
+
+TEST(Attention, NanReachesEveryLaterTokenOfItsDocumentOnly) {
+    const Case c{{50, 120}, 1, 1, 8};
+    for (int64_t poisoned :
+         {0, 8, 16}) {  // a query, a key, a value of token 60, which is the second document's 10th
+        Values qkv = normal_values(c.num_tokens() * c.wide(), 11);
+        qkv[static_cast<size_t>(60 * c.wide() + poisoned)] = NAN;
+        const Values dout = normal_values(c.num_tokens() * c.channels(), 12);
+        for_each_isa([&] {
+            const Values out = run<float>(c, qkv, dout, MatmulMath::f32).out.values();
+            const auto has_nan = [&](int64_t token) {
+                const auto row = out.begin() + token * c.channels();
+                return std::any_of(row, row + c.channels(), [](double x) { return std::isnan(x); });
+            };
+            EXPECT_TRUE(has_nan(60));
+            for (int64_t n = 0; n < 50; ++n) EXPECT_FALSE(has_nan(n)) << n;
+            for (int64_t n = 61; n < 170 && poisoned > 0; ++n) EXPECT_TRUE(has_nan(n)) << n;
+        });
+    }
+}
+
+// The last n rows of a forward pass, computed from a cache. Both sum in f32, in other orders and, for bf16
+// tensors, with or without rounding P: tolerances as against the twin.
+template <class T>
+void expect_cached_like_forward(double tolerance) {
+    for (Case c : {Case{{150}, 4, 2, 64}, Case{{37}, 8, 1, 24}, Case{{300}, 2, 2, 128, 33},
+                   Case{{20}, 18, 2, 8}, Case{{9}, 1, 1, 80}, Case{{90}, 3, 3, 256}}) {
+        const int64_t total = c.num_tokens(), kv = c.num_kv_heads * c.dim;
+        const Values qkv_values = representable<T>(normal_values(total * c.wide(), 13));
+        const Values expected = twin(c, qkv_values, Values(static_cast<size_t>(total * c.channels()))).out;
+        const Guarded<T> k((total + 2) * kv, 1), v((total + 2) * kv, 1);  // two rows more than are used
+        for (int64_t n = 0; n < total; ++n) {
+            for (int64_t i = 0; i < kv; ++i) {
+                k[n * kv + i] = rounded<T>(qkv_values[n * c.wide() + c.channels() + i]);
+                v[n * kv + i] = rounded<T>(qkv_values[n * c.wide() + c.channels() + kv + i]);
+            }
+        }
+        for (int64_t n : {int64_t{0}, int64_t{1}, int64_t{3}, int64_t{9}, total}) {
+            if (n > total) continue;
+            SCOPED_TRACE(c.text() + cat({" n=", n}));
+            const Guarded<T> qkv(Values(qkv_values.end() - n * c.wide(), qkv_values.end()), 1);
+            const Guarded<T> out(n * c.channels(), 1);
+            attention_cached(out.tensor(n, c.channels()), qkv.tensor(n, c.wide()), k.tensor(total + 2, kv),
+                             v.tensor(total + 2, kv), total - n, c.shape());
+            expect_close(out.values(), Values(expected.end() - n * c.channels(), expected.end()), tolerance,
+                         "out");
+        }
+    }
+}
+TEST(Attention, CachedMatchesTwin) {
+    for_each_isa([] {
+        expect_cached_like_forward<float>(2e-5);
+        expect_cached_like_forward<bf16>(0.06);
+    });
+}
+
+TEST(Attention, RefusesWrongArguments) {
+    float memory[64] = {};
+    int32_t bounds[] = {0, 2};
+    const Tensor qkv = tensor_of(memory, 2, 24), out = tensor_of(memory, 2, 8), lse = tensor_of(memory, 1, 2);
+    const auto message = [&](const Tensor& o, const Tensor& cu, const AttentionShape& shape) {
+        return check_failure([&] { attention_forward(o, lse, qkv, cu, shape, MatmulMath::f32); });
+    };
+    const Tensor cu = tensor_of(bounds, 2);
+    expect_mentions(message(tensor_of(memory, 2, 16), cu, {1, 1}), {"attention_forward", "out", "f32[2,16]"});
+    expect_mentions(message(out, cu, {3, 2}), {"num_heads", "3"});
+    expect_mentions(message(out, cu, {1, 1, -1}), {"window", "-1"});
+    bounds[1] = 3;
+    expect_mentions(message(out, cu, {1, 1}), {"cu_seqlens", "3"});
+    bounds[1] = 2;
+    const Tensor small = make_tensor(memory, DType::u8, 16);
+    expect_mentions(check_failure([&] {
+                        attention_backward(qkv, out, out, lse, qkv, cu, {1, 1}, MatmulMath::f32, small);
+                    }),
+                    {"attention_backward", "scratch"});
+}
+
 }  // namespace
