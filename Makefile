@@ -15,7 +15,8 @@ WARNINGS := -Wall -Wextra -Werror -Wno-psabi
 # No -ffast-math: it deletes the NaN checks a trainer needs. Vector code spells its own reductions out.
 CXXFLAGS ?= -O2 -g1
 COMPILE  := $(CXX) -std=c++20 $(CXXFLAGS) $(WARNINGS) -I. -MMD -MP -pthread
-KERNEL   := -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast
+# -fno-gnu-unique: unique symbols escape objcopy, and the sets would share them.
+KERNEL   := -O3 -fno-gnu-unique -fno-math-errno -fno-trapping-math -ffp-contract=fast
 
 # ---- kernels: one source, one compilation per instruction set (kernels/isa.h) ---------------------------------------
 ARCH := $(shell uname -m)

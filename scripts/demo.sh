@@ -18,7 +18,7 @@ fi
 
 stage "2/6 curate: documents with licences, duplicates removed, held-out split by document"
 rm -rf "$out/curated" "$out/tokenizer" "$out/shards" "$out/run"
-"$build/curate" --sources "$out/corpus/sources.json" --out "$out/curated" --val-frac 0.02
+"$build/curate" --sources "$out/corpus/sources.json" --out "$out/curated" --val-frac 0.03
 
 stage "3/6 tokenizer: byte-level BPE, 4096 tokens"
 "$build/tokenize" train --input "$out/curated/train.jsonl.zst" --vocab-size 4096 --pattern llama3 --out "$out/tokenizer"
@@ -27,10 +27,10 @@ for split in train val; do
 done
 
 stage "4/6 train"
-steps=${DEMO_STEPS:-420}
 "$build/train" --init demo --train-data "$out/shards/train_*.bin" --val-data "$out/shards/val_*.bin" --out "$out/run" \
-    --dtype bf16 --optimizer muon --lr 3e-3 --muon-lr-ratio 5 --schedule wsd --warmup 20 --lr-final-frac 0.05 \
-    --steps "$steps" --seq-len 256 --micro-batch 32 --eval-every 100 --eval-batches 8 | tee "$out/train.out"
+    --dtype bf16 --optimizer muon --lr 3e-3 --muon-lr-ratio 5 --schedule linear --warmup 10 --lr-final-frac 0 \
+    --steps "${DEMO_STEPS:-320}" --seq-len 256 --micro-batch 16 --eval-every 80 --eval-batches 16 \
+    --sample-every 160 --sample-prompt "In the beginning"
 
 stage "5/6 evaluate"
 checkpoint=$(ls -d "$out"/run/step_* | tail -1)
