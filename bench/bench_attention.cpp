@@ -1,7 +1,7 @@
 // Attention on real shapes: forward, backward and decoding. One line a shape: median and spread of the wall
 // time, GFLOP/s (causal pairs only: 4 D a visible pair forward, 10 D backward) and the share of this
 // machine's FMA peak.
-//   build/bench/bench_attention [part of a name]
+//   build/bench/bench_attention [part of a name [f32|mixed|bf16|decode [instruction set]]]
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -13,12 +13,10 @@
 #include "core/rng.h"
 #include "core/threads.h"
 #include "kernels/attention.h"
+#include "kernels/fma_peak.h"
 #include "kernels/isa.h"
 
 namespace {
-
-// FMA peak of one core, GFLOP/s, where no measurement is at hand.
-constexpr double kPeakF32 = 118, kPeakBf16 = 236;
 
 struct Shape {
     const char* name;
@@ -93,7 +91,7 @@ void bench_training(const Shape& s, DType dtype, MatmulMath math, const char* pr
     for (int64_t r = 0; r <= s.rows; ++r) bounds.push_back(static_cast<int32_t>(r * s.length));
     const Tensor cu = tensor_of(bounds.data(), s.rows + 1);
     const double pairs = visible_pairs(s) * static_cast<double>(d);
-    const double peak = num_threads() * (math == MatmulMath::bf16 ? kPeakBf16 : kPeakF32);
+    const double peak = fma_peak_flops(math) * 1e-9;
     const std::string label = std::string(precision) + " ";
     report(s.name, (label + "forward").c_str(),
            measure([&] { attention_forward(out, lse, qkv, cu, shape, math); }), 4 * pairs, peak);
@@ -102,18 +100,43 @@ void bench_training(const Shape& s, DType dtype, MatmulMath math, const char* pr
            10 * pairs, peak);
 }
 
+// One new token against `length` cached ones: bound by reading the cache.
+void bench_decoding(const Shape& s, DType dtype, const char* precision) {
+    const int64_t kv = s.num_kv_heads * s.dim, channels = s.num_heads * s.dim, each = dtype_bytes(dtype);
+    Buffer memory((2 * s.length * kv + 2 * channels + 2 * kv) * each);
+    auto* at = static_cast<uint8_t*>(memory.data());
+    const auto take = [&](int64_t rows, int64_t width) {
+        const Tensor t = make_tensor(at, dtype, rows, width);
+        at += t.bytes();
+        return t;
+    };
+    const Tensor k = take(s.length, kv), v = take(s.length, kv), out = take(1, channels);
+    const Tensor qkv = take(1, channels + 2 * kv);
+    fill(k, 3), fill(v, 4), fill(qkv, 5);
+    const AttentionShape shape{s.num_heads, s.num_kv_heads, s.window, 0};
+    const Times t = measure([&] { attention_cached(out, qkv, k, v, s.length - 1, shape); });
+    std::printf("%-20s %-14s %9.1f us  (%.1f..%.1f)  %7.1f GB/s\n", s.name,
+                (std::string(precision) + " decode").c_str(), t.median * 1e6, t.p10 * 1e6, t.p90 * 1e6,
+                static_cast<double>(k.bytes() + v.bytes()) / t.median * 1e-9);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
     const char* part = argc > 1 ? argv[1] : "";
     const char* precision = argc > 2 ? argv[2] : "";
     if (argc > 3) set_isa(isa_from_name(argv[3]));
-    std::printf("%d threads, %s; peak %.0f (f32), %.0f (bf16) GFLOP/s a core, assumed\n", num_threads(),
-                isa_name(current_isa()), kPeakF32, kPeakBf16);
+    std::printf("%d threads, %s; measured peak %.0f (f32), %.0f (bf16) GFLOP/s\n", num_threads(),
+                isa_name(current_isa()), fma_peak_flops(MatmulMath::f32) * 1e-9,
+                fma_peak_flops(MatmulMath::bf16) * 1e-9);
     for (const Shape& s : kShapes) {
         if (std::strstr(s.name, part) == nullptr) continue;
         if (std::strstr("f32", precision)) bench_training(s, DType::f32, MatmulMath::f32, "f32");
         if (std::strstr("mixed", precision)) bench_training(s, DType::f32, MatmulMath::bf16, "mixed");
         if (std::strstr("bf16", precision)) bench_training(s, DType::bf16, MatmulMath::bf16, "bf16");
+        if (std::strstr("decode", precision) && s.rows == 1 && s.window == 0) {
+            bench_decoding(s, DType::f32, "f32");
+            bench_decoding(s, DType::bf16, "bf16");
+        }
     }
 }

@@ -1,11 +1,17 @@
 // Causal softmax attention within documents, tiled: T x T is never stored (Dao et al. 2022, FlashAttention;
 // forward keeps the log-sum-exp only). Grouped-query: query head h reads kv head h / (H/K). scale = 1/sqrt(D)
 // unless given.
-//   out[n,h,:] = sum_m softmax_m(scale * q[n,h].k[m,h']) v[m,h'],   m in the same document, m <= n, n - m <
-//   window out     out [N, H*D] f32|bf16          lse out [H, N] f32, natural log, kept for backward qkv in
-//   [N, (H+2K)*D] same dtype, after RoPE          cu_seqlens in [S+1] i32: 0 = first, ascending, N = last
-//   window  0: unlimited.   D: any multiple of 8 up to 256.
-// A token's result depends on its own document only: same bits alone or packed, for any number of threads.
+//   out[n,h,:] = sum_m softmax_m(scale * q[n,h].k[m,h']) v[m,h']    over m in the same document with m <= n
+//   and, with a window, n - m < window
+//
+//   out         out  [N, H*D]  f32|bf16
+//   lse         out  [H, N]    f32, natural log, kept for backward
+//   qkv         in   [N, (H+2K)*D]  same dtype as out, after RoPE
+//   cu_seqlens  in   [S+1]     i32: 0 first, ascending, N last
+//
+// window 0: unlimited. D: any multiple of 8 up to 256. bf16 tensors always multiply in bf16; MatmulMath::bf16
+// rounds f32 operands (and, as for bf16 tensors, P and dS) to bf16. Sums, softmax and lse are f32. A token's
+// result depends on its own document only: same bits alone or packed, for any number of threads.
 #pragma once
 #include "core/tensor.h"
 #include "kernels/matmul.h"  // MatmulMath
@@ -20,8 +26,10 @@ struct AttentionShape {
 void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, const AttentionShape& shape,
                        MatmulMath math, Stream stream = {});
 
-//   dqkv    out [N, (H+2K)*D], set.   dout, out in [N,H*D].   scratch: attention_backward_scratch_bytes(...)
-//   bytes
+//   dqkv        out  [N, (H+2K)*D], set        dout, out  in  [N, H*D]
+//   scratch     attention_backward_scratch_bytes(...), for the present threads and instruction set: ask after
+//               set_num_threads and set_isa. Per thread 4 rows of D floats a token of the longest document;
+//               with grouped queries also 2*N*H*D floats.
 int64_t attention_backward_scratch_bytes(int64_t num_tokens, int64_t max_seqlen, int64_t head_dim,
                                          const AttentionShape& shape);
 void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
