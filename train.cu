@@ -49,9 +49,10 @@ void declare(Flags& f, Options& o) {
     f.add("train-data", o.train_data, "token shards to train on: globs, comma-separated", true);
     f.add("val-data", o.val_data, "token shards to evaluate on");
     f.add("out", o.out, "run directory; a run that is there is resumed", true);
-    f.add("steps", o.steps, "optimizer steps of the whole run", 1);
+    f.add("steps", o.steps, "optimizer steps of the whole run", 1, int64_t{1} << 31);
     f.add("stop-at", o.stop_at, "checkpoint and stop after this step; 0: at the end");
-    f.add("batch-tokens", o.batch_tokens, "tokens per optimizer step; 0: one micro-batch");
+    f.add("batch-tokens", o.batch_tokens, "tokens per optimizer step; 0: one micro-batch", 0,
+          int64_t{1} << 31);
     f.add("micro-batch", o.micro_batch, "rows per forward and backward pass", 1, 1 << 20);
     f.add("seq-len", o.seq_len, "tokens per row", 1, 1 << 24);
     f.add_choice("optimizer", o.optimizer, {"adamw", "muon"},
@@ -98,70 +99,54 @@ double rounded(double value, int digits) {
 }
 
 volatile std::sig_atomic_t g_signal = 0;
-void on_signal(int signal) { g_signal = signal; }
-
-// Refuses a run directory that holds something else; the stored configuration of an earlier start must agree
-// in every option that matters.
-void claim_run_directory(const Options& o, const std::string& resolved) {
-    const std::string stored_path = o.out + "/config.toml";
-    if (!path_exists(stored_path)) {
-        if (path_exists(o.out) && !list_directory(o.out).empty()) {
-            fail_input({.what = "output directory holds something that is not a training run",
-                        .where = o.out,
-                        .expected = "an empty or new directory, or one with config.toml",
-                        .hint = "choose another --out"});
-        }
-        make_directories(o.out);
-        write_file_atomic(stored_path, resolved);
-        return;
-    }
-    const auto difference = first_difference(read_file(stored_path), resolved, kFreeOptions);
-    if (!difference) return;
-    fail_input({.what = cat({"output directory belongs to another run: --", difference->name, " differs"}),
-                .where = stored_path,
-                .expected = difference->stored,
-                .actual = difference->given,
-                .hint = "repeat that run's arguments to continue it, or choose another --out"});
+void on_signal(int signal) {
+    g_signal = signal;
+    std::signal(signal, SIG_DFL);  // whoever asks twice does not want to wait for the checkpoint
 }
 
-// Says what the run needs and refuses what will not fit, before anything is allocated.
-void check_memory(const MemoryPlan& plan, const Options& o) {
+MemoryPlan plan_memory(const ModelConfig& config, const RunShape& shape, const OptimizerConfig& optimizing,
+                       int64_t batch_tokens) {
+    MemoryPlan plan;
+    Transformer::plan(plan, config, shape);
+    Optimizer::plan(plan, ParamTable(config), optimizing, shape.dtype);
+    plan.add("the step's batches", batch_tokens * 3 * dtype_bytes(DType::i32));
+    return plan;
+}
+
+// Says what the run needs and refuses what will not fit, before anything is allocated, with flags that do.
+MemoryPlan check_memory(const ModelConfig& config, RunShape shape, const OptimizerConfig& optimizing,
+                        int64_t batch_tokens) {
+    const MemoryPlan plan = plan_memory(config, shape, optimizing, batch_tokens);
     std::fprintf(stderr, "%s", plan.text().c_str());
     const int64_t available = available_memory_bytes();
-    if (plan.total_bytes() <= available) return;
-    std::string hint = o.micro_batch > 1 ? cat({"--micro-batch ", o.micro_batch / 2}) : "a shorter --seq-len";
-    if (o.recompute != "block") hint += " or --recompute block";
-    if (o.dtype != "bf16") hint += " or --dtype bf16";
+    if (plan.total_bytes() <= available) return plan;
+    const std::string where = cat({"--micro-batch ", shape.num_rows, " --seq-len ", shape.seq_len});
+    const auto fits = [&] {
+        return plan_memory(config, shape, optimizing, batch_tokens).total_bytes() <= available;
+    };
+    while (shape.num_rows > 1 && !fits()) shape.num_rows /= 2;
+    std::string hint =
+        fits() ? cat({"--micro-batch ", shape.num_rows, ", or "}) : "a smaller --init or --batch-tokens, ";
+    hint += shape.recompute != Recompute::block ? "--recompute block" : "a shorter --seq-len";
     fail_input({.what = "the run does not fit in memory",
-                .where = cat({"--micro-batch ", o.micro_batch}),
+                .where = where,
                 .expected = cat({"at most ", human_bytes(static_cast<double>(available))}),
                 .actual = human_bytes(static_cast<double>(plan.total_bytes())),
                 .hint = hint});
 }
 
-// The directory of the tokenizer that made the shards, "" when they do not say. It must fit the model: no
-// more tokens than the embedding has rows and, for a model that brings its own, the very same.
-std::string tokenizer_of(const ShardSet& shards, const ModelConfig& config,
-                         const std::string& init_directory) {
-    if (shards.vocab_size() > config.vocab_size) {
-        fail_input({.what = "the shards' vocabulary does not match the model",
-                    .where = "--train-data",
-                    .expected = cat({"at most ", config.vocab_size, " tokens"}),
-                    .actual = cat({shards.vocab_size()}),
-                    .hint = "encode with the model's tokenizer, or choose another --init"});
-    }
+// The directory of the tokenizer that made the shards, "" when they do not say. A model that brings its own
+// must have the very same.
+std::string tokenizer_of(const ShardSet& shards, const std::string& init_directory) {
     const bool own = !init_directory.empty() && path_exists(init_directory + "/tokenizer.json");
-    if (own && !shards.tokenizer_hash().empty()) {
-        const std::string hash = Tokenizer::load(init_directory).hash();
-        if (hash != shards.tokenizer_hash()) {
-            fail_input({.what = "the shards were made with another tokenizer than the model's",
-                        .where = init_directory,
-                        .expected = hash,
-                        .actual = shards.tokenizer_hash(),
-                        .hint = cat({"build/tokenize encode --tokenizer ", init_directory})});
-        }
-    }
-    return own ? init_directory : shards.tokenizer_path();
+    if (!own) return shards.tokenizer_path();
+    const std::string hash = shards.tokenizer_hash().empty() ? "" : Tokenizer::load(init_directory).hash();
+    if (hash == shards.tokenizer_hash()) return init_directory;
+    fail_input({.what = "the shards were made with another tokenizer than the model's",
+                .where = init_directory,
+                .expected = hash,
+                .actual = shards.tokenizer_hash(),
+                .hint = cat({"build/tokenize encode --tokenizer ", init_directory})});
 }
 
 int body(int argc, char** argv) {
@@ -206,13 +191,27 @@ int body(int argc, char** argv) {
     loading.samples_per_step = 0;
     std::optional<Loader> val_data;
     if (!o.val_data.empty()) val_data.emplace(o.val_data, "--val-data", loading);
-    const std::string tokenizer_directory =
-        tokenizer_of(train_data.shards(), config, from_directory ? o.init : "");
+    const std::string tokenizer_directory = tokenizer_of(train_data.shards(), from_directory ? o.init : "");
+    if (val_data && val_data->shards().tokenizer_hash() != train_data.shards().tokenizer_hash()) {
+        fail_input({.what = "training and held-out shards were made with different tokenizers",
+                    .where = "--val-data",
+                    .expected = train_data.shards().tokenizer_hash(),
+                    .actual = val_data->shards().tokenizer_hash(),
+                    .hint = "encode both with one tokenizer"});
+    }
     std::optional<Tokenizer> tokenizer;
     std::vector<int32_t> token_bytes;
     if (!tokenizer_directory.empty()) {
         tokenizer = Tokenizer::load(tokenizer_directory);
         token_bytes = bytes_per_token(*tokenizer);
+        const int64_t prompt_tokens = static_cast<int64_t>(tokenizer->encode(o.sample_prompt).size());
+        if (prompt_tokens + 2 > config.max_position) {  // end-of-text before it, one token behind it
+            fail_input({.what = "the sample prompt does not fit the model",
+                        .where = "--sample-prompt",
+                        .expected = cat({"at most ", config.max_position - 2, " tokens"}),
+                        .actual = cat({prompt_tokens}),
+                        .hint = "give a shorter one"});
+        }
     }
 
     // ---- memory: planned, printed, refused or allocated ----
@@ -233,11 +232,8 @@ int body(int argc, char** argv) {
                                      .outlier_z = o.outlier_z,
                                      .seed = seed};
     const ParamTable table(config);
-    MemoryPlan plan;
-    Transformer::plan(plan, config, shape);
-    Optimizer::plan(plan, table, optimizing, shape.dtype);
-    check_memory(plan, o);
-    claim_run_directory(o, resolved);
+    check_run_directory(o.out, resolved, kFreeOptions);
+    const MemoryPlan plan = check_memory(config, shape, optimizing, o.batch_tokens);
     std::fprintf(stderr, "%s", resolved.c_str());
     Transformer model(config, shape);
     Optimizer optimizer(table, optimizing, model.params(), shape.dtype, shape.math);
@@ -245,8 +241,10 @@ int body(int argc, char** argv) {
     // ---- start or resume ----
     TrainerState state;
     const std::string data_hash = train_data.shards().manifest_hash();
-    if (const std::string checkpoint = newest_checkpoint(o.out); !checkpoint.empty()) {
-        state = load_checkpoint(checkpoint, table, config, model.params(), shape.dtype, optimizer);
+    const std::string newest = newest_checkpoint(o.out);
+    const bool resumed = !newest.empty();
+    if (resumed) {
+        state = load_checkpoint(newest, table, config, model.params(), shape.dtype, optimizer);
         if (state.data_hash != data_hash) {
             fail_input({.what = "the training data is not what this run began with",
                         .where = o.train_data,
@@ -254,7 +252,7 @@ int body(int argc, char** argv) {
                         .actual = data_hash,
                         .hint = "bring the old shards back, or choose another --out"});
         }
-        std::fprintf(stderr, "resuming from %s\n", checkpoint.c_str());
+        std::fprintf(stderr, "resuming from %s\n", newest.c_str());
     } else {
         if (from_directory) {
             load_hf_weights(o.init, table, config, optimizer.master());
@@ -262,7 +260,9 @@ int body(int argc, char** argv) {
             init_params(table, optimizer.master(), seed);
         }
         optimizer.publish_master();
+        make_directories(o.out);
     }
+    if (!path_exists(o.out + "/config.toml")) write_file_atomic(o.out + "/config.toml", resolved);
     state.seed = seed;
     state.config_toml = resolved;
     state.data_hash = data_hash;
@@ -277,6 +277,7 @@ int body(int argc, char** argv) {
     const double step_flops = flops_per_token(config, o.seq_len) * static_cast<double>(o.batch_tokens);
     const double peak_flops = fma_peak_flops(shape.math);
     RunLog log(o.out);
+    std::signal(SIGXFSZ, SIG_IGN);  // `ulimit -f` shall be a message, as a full disk is
     std::signal(SIGTERM, on_signal);
     std::signal(SIGINT, on_signal);
 
@@ -308,7 +309,7 @@ int body(int argc, char** argv) {
         log.write(JsonLine().add("kind", "sample").add("step", state.step).add("text", text));
         std::fprintf(stderr, "sample: %s\n", text.c_str());
     };
-    int64_t saved_step = -1;
+    int64_t saved_step = resumed ? state.step : -1;
     const auto checkpoint = [&] {
         if (saved_step == state.step) return;
         save_checkpoint(o.out, table, config, model.params(), shape.dtype, optimizer, state,

@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/error.h"
+#include "core/io.h"
+
 namespace {
 
 using Lines = std::vector<std::pair<std::string, std::string>>;
@@ -47,4 +50,27 @@ std::optional<ConfigDifference> first_difference(const std::string& stored_toml,
         if (!is_free(name) && !find(stored, name)) return ConfigDifference{name, "(absent)", value};
     }
     return std::nullopt;
+}
+
+void check_run_directory(const std::string& out, const std::string& resolved_toml,
+                         const std::vector<std::string>& free) {
+    if (!path_exists(out)) return;
+    const std::string stored_path = out + "/config.toml";
+    if (path_exists(stored_path)) {
+        const auto difference = first_difference(read_file(stored_path), resolved_toml, free);
+        if (!difference) return;
+        fail_input(
+            {.what = cat({"output directory belongs to another run: --", difference->name, " differs"}),
+             .where = stored_path,
+             .expected = difference->stored,
+             .actual = difference->given,
+             .hint = "repeat that run's arguments to continue it, or choose another --out"});
+    }
+    const auto is_leftover = [](const std::string& name) { return name.starts_with(".config.toml.tmp-"); };
+    const std::vector<std::string> names = is_directory(out) ? list_directory(out) : std::vector{out};
+    if (std::all_of(names.begin(), names.end(), is_leftover)) return;
+    fail_input({.what = "output directory holds something that is not a training run",
+                .where = out,
+                .expected = "an empty or new directory, or one with config.toml",
+                .hint = "choose another --out"});
 }

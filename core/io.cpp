@@ -260,13 +260,17 @@ void write_file_atomic(const std::string& path, std::string_view content) {
 void append_line(const std::string& path, std::string_view line) {
     const Descriptor file{open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666)};
     if (file.fd < 0) fail_file("open file", path, errno);
+    const int64_t bytes_before = lseek(file.fd, 0, SEEK_END);
     const std::string text = std::string(line) + '\n';
     ssize_t n;
     do {
         n = ::write(file.fd, text.data(), text.size());
     } while (n < 0 && errno == EINTR);
-    if (n != static_cast<ssize_t>(text.size()))
-        fail_write(path, static_cast<int64_t>(text.size()), n < 0 ? errno : ENOSPC);
+    if (n == static_cast<ssize_t>(text.size())) return;
+    const int error = n < 0 ? errno : ENOSPC;
+    // The part that a full disk took must not stay as half a line.
+    if (n > 0 && ftruncate(file.fd, bytes_before) != 0) fail_write(path, 0, errno);
+    fail_write(path, static_cast<int64_t>(text.size()), error);
 }
 
 bool path_exists(const std::string& path) {
@@ -321,7 +325,7 @@ std::vector<std::string> expand_globs(const std::string& patterns, const std::st
         if (result != 0)
             fail_input({.what = "no file matches",
                         .where = pattern.empty() ? "(empty pattern)" : pattern,
-                        .hint = cat({"give --", flag, " the path of an existing file, or quote a pattern"})});
+                        .hint = cat({"give ", flag, " the path of an existing file, or quote a pattern"})});
     }
     std::sort(paths.begin(), paths.end());
     paths.erase(std::unique(paths.begin(), paths.end()), paths.end());

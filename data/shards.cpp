@@ -281,6 +281,13 @@ ShardSet::ShardSet(const std::string& patterns, const std::string& flag, int64_t
     for (const std::string& directory : directories) {
         if (path_exists(manifest_path(directory))) read_manifest(directory, flag);
     }
+    if (vocab_size > 0 && vocab_size_ > vocab_size) {
+        fail_input({.what = "the shards' vocabulary does not match the model",
+                    .where = cat({flag, " ", patterns}),
+                    .expected = cat({"at most ", vocab_size, " tokens"}),
+                    .actual = cat({vocab_size_}),
+                    .hint = "encode with the model's tokenizer, or choose another model"});
+    }
     if (vocab_size > 0) vocab_size_ = vocab_size;
     if (eot_ >= 0 && vocab_size_ > 0 && eot_ >= vocab_size_) {
         fail_input({.what = "the end-of-text id is outside the vocabulary",

@@ -56,7 +56,12 @@ int body(int argc, char** argv) {
     if (threads > 0) set_num_threads(static_cast<int>(threads));
     set_isa(isa_from_name(isa.c_str()));
     const std::vector<ReportFact> facts = parse_facts(fact_texts);
-    if (report && out.empty()) fail_input({.what = "--report needs a run directory", .hint = "--out RUN"});
+    if (report && !path_exists(out + "/log.jsonl")) {
+        fail_input({.what = "--report needs a training run's directory",
+                    .where = cat({"--out ", out}),
+                    .expected = "log.jsonl in it",
+                    .hint = "--out RUN, the --out of build/train"});
+    }
 
     const ModelConfig config = load_hf_config(directory);
     if (seq_len == 0) seq_len = std::min<int64_t>(1024, config.max_position);

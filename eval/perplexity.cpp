@@ -50,7 +50,9 @@ Perplexity evaluate_perplexity(Transformer& model, const Loader& loader,
             if (target < 0) continue;
             result.nats += losses[i];
             ++result.num_tokens;
-            if (!token_bytes.empty()) result.num_bytes += token_bytes[static_cast<size_t>(target)];
+            // A model may have rows that its tokenizer has no token for: no text is behind those.
+            if (static_cast<size_t>(target) < token_bytes.size())
+                result.num_bytes += token_bytes[static_cast<size_t>(target)];
         }
         if (progress) progress->update(result.num_tokens);
     }

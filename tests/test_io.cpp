@@ -276,7 +276,7 @@ TEST_F(Files, Globs) {
         Names names;
         for (size_t at; (at = patterns.find('@')) != std::string::npos;)
             patterns.replace(at, 1, directory_ + "/");
-        for (const std::string& found : expand_globs(patterns, "input"))
+        for (const std::string& found : expand_globs(patterns, "--input"))
             names.push_back(found.substr(directory_.size() + 1));
         return names;
     };
