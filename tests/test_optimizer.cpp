@@ -14,13 +14,13 @@
 
 namespace {
 
-struct Setup {
+struct TinyModel {
     ModelConfig config = config_preset("tiny-llama");
     ParamTable table{config};
     std::vector<float> params = std::vector<float>(static_cast<size_t>(table.arena_size()));
     std::vector<float> grads = params;
 
-    Setup() {
+    TinyModel() {
         init_params(table, params.data(), 7);
         for (const ParamInfo& row : table.rows()) {
             for (int64_t i = 0; i < row.size(); ++i) {
@@ -37,7 +37,7 @@ struct Setup {
 };
 
 TEST(Optimizer, AdamWMatchesFloat64OverTheWholeTable) {
-    Setup s;
+    TinyModel s;
     const OptimizerConfig config{
         .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .grad_clip = 0.25};
     std::vector<double> p(s.params.begin(), s.params.end()), m(p.size()), v(p.size());
@@ -68,7 +68,7 @@ TEST(Optimizer, AdamWMatchesFloat64OverTheWholeTable) {
 }
 
 TEST(Optimizer, PaddingStaysZero) {
-    Setup s;
+    TinyModel s;
     Optimizer optimizer(s.table, {}, s.params.data(), DType::f32, MatmulMath::f32);
     optimizer.step(s.grads.data(), 1e-2, 1.0);
     std::vector<bool> used(s.params.size());
@@ -76,12 +76,14 @@ TEST(Optimizer, PaddingStaysZero) {
         for (int64_t i = 0; i < row.size(); ++i) used[static_cast<size_t>(row.offset + i)] = true;
     }
     for (size_t k = 0; k < used.size(); ++k) {
-        if (!used[k]) ASSERT_EQ(s.params[k], 0.0f) << k;
+        if (!used[k]) {
+            ASSERT_EQ(s.params[k], 0.0f) << k;
+        }
     }
 }
 
 TEST(Optimizer, MuonTakesHiddenMatricesOnly) {
-    Setup by_muon, by_adamw;
+    TinyModel by_muon, by_adamw;
     Optimizer muon(by_muon.table, {.muon = true}, by_muon.params.data(), DType::f32, MatmulMath::f32);
     Optimizer adamw(by_adamw.table, {}, by_adamw.params.data(), DType::f32, MatmulMath::f32);
     muon.step(by_muon.grads.data(), 1e-2, 1.0);
@@ -100,7 +102,7 @@ class Guard : public testing::TestWithParam<const char*> {};
 
 TEST_P(Guard, SkippedStepChangesNothingAndIsCounted) {
     const std::string reason = GetParam();
-    Setup s;
+    TinyModel s;
     Optimizer optimizer(s.table, {.outlier_z = 4}, s.params.data(), DType::f32, MatmulMath::f32);
     for (int i = 0; i < OutlierWindow::kSize; ++i) {
         optimizer.loss_window().accept(2.0 + 0.01 * (i % 5));
@@ -134,7 +136,7 @@ TEST(Optimizer, SameBitsForAnyNumberOfThreads) {
         std::vector<std::vector<float>> results;
         for (int threads : {1, 2, 3}) {
             set_num_threads(threads);
-            Setup s;
+            TinyModel s;
             std::vector<bf16> params(s.params.size());
             Optimizer optimizer(s.table, {.muon = muon}, params.data(), DType::bf16, MatmulMath::bf16);
             std::copy(s.params.begin(), s.params.end(), optimizer.master());
