@@ -2,6 +2,7 @@
 // of units (kernels/matmul_tile.h), transposing, widening or rounding on the way, and fills up with zeros.
 #pragma once
 #include <cstring>
+#include <utility>
 
 #include "core/tensor.h"
 #include "kernels/matmul_tile.h"
@@ -29,39 +30,46 @@ SIMD_INLINE VecU rounded_bits(Vec x) {
     store(part, x);
     return bits_of(load(part));
 }
-template <class Units, class T>
-SIMD_INLINE VecU unit_half(const T* p, int64_t count) {
-    const Vec x = load_first(p, count < 0 ? 0 : count);
+// Whole: all kWidth elements exist; otherwise the first `count`, which may be none.
+template <bool Whole, class T>
+SIMD_INLINE Vec load_part(const T* p, int64_t count) {
+    if constexpr (Whole) return load(p);
+    return load_first(p, count < 0 ? 0 : count);
+}
+template <class Units, bool Whole, class T>
+SIMD_INLINE VecU element_bits(const T* p, int64_t count) {
+    const Vec x = load_part<Whole>(p, count);
     if constexpr (Units::kRound && std::is_same_v<T, float>) return rounded_bits(x);
     return bits_of(x);
 }
 
 // kWidth units that follow each other in the inner dimension; `count` elements exist.
-template <class Units, class T>
+template <class Units, bool Whole, class T>
 SIMD_INLINE VecU inner_units(const T* p, int64_t count) {
     if constexpr (Units::kElements == 1) {
-        return unit_half<Units>(p, count);
+        return element_bits<Units, Whole>(p, count);
 #if defined(__AVX512BF16__)
     } else if constexpr (std::is_same_v<T, bf16>) {
-        if (count >= 2 * kWidth) return load_units(reinterpret_cast<const uint32_t*>(p));
+        if (Whole) return load_units(reinterpret_cast<const uint32_t*>(p));
         uint32_t part[kWidth] = {};
-        if (count > 0) std::memcpy(part, p, static_cast<size_t>(count) * sizeof(bf16));
+        const int64_t valid = count < 2 * kWidth ? count : 2 * kWidth;
+        if (valid > 0) std::memcpy(part, p, static_cast<size_t>(valid) * sizeof(bf16));
         return load_units(part);
     } else {
-        const Vec low = load_first(p, count < 0 ? 0 : count);
-        const Vec high = load_first(p + kWidth, count < kWidth ? 0 : count - kWidth);
+        const Vec low = load_part<Whole>(p, count), high = load_part<Whole>(p + kWidth, count - kWidth);
         return reinterpret_cast<VecU>(
             _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
 #endif
     }
 }
-// kWidth units side by side in the outer dimension; `inner_count` (>= 1) inner elements exist.
-template <class Units, class T>
+// kWidth units side by side in the outer dimension, `count` of them in memory; `inner_count` (>= 1) inner
+// elements exist.
+template <class Units, bool Whole, class T>
 SIMD_INLINE VecU outer_units(const T* p, int64_t stride, int64_t count, int64_t inner_count) {
-    const VecU first = unit_half<Units>(p, count);
+    const VecU first = element_bits<Units, Whole>(p, count);
     if constexpr (Units::kElements == 1) return first;
     if (inner_count < 2) return first >> 16;
-    return (first >> 16) | (unit_half<Units>(p + stride, count) & 0xffff0000u);
+    return (first >> 16) | (element_bits<Units, Whole>(p + stride, count) & 0xffff0000u);
 }
 
 template <int Distance>
@@ -86,18 +94,41 @@ SIMD_INLINE void transpose(VecU (&x)[kWidth]) {
     transpose_step<1>(x);
 }
 
-// Stores units for outer indices [at, at + kWidth) of one inner unit into panels `Width` wide.
+// Stores one inner unit of kWidth outer indices; `to` is the unit's place in the first of the panels they
+// fall into, the next panels lie panel_size further on each.
 template <int Width>
-SIMD_INLINE void store_outer(uint32_t* panels, int64_t at, int64_t unit, int64_t units, VecU x) {
+SIMD_INLINE void store_outer(uint32_t* to, int64_t panel_size, VecU x) {
     if constexpr (Width >= kWidth) {
-        std::memcpy(panels + at / Width * (Width * units) + unit * Width + at % Width, &x, sizeof x);
+        std::memcpy(to, &x, sizeof x);
     } else {
-        uint32_t part[kWidth];
-        std::memcpy(part, &x, sizeof x);
+        typedef uint32_t Part __attribute__((vector_size(Width * 4)));
+        const auto part = [&]<int... I>(int first, std::integer_sequence<int, I...>)
+            __attribute__((always_inline)) {
+            return Part{x[first + I]...};
+        };
 #pragma GCC unroll 8
-        for (int i = 0; i < kWidth; i += Width) {
-            std::memcpy(panels + (at + i) / Width * (Width * units) + unit * Width, part + i, Width * 4);
+        for (int i = 0; i < kWidth / Width; ++i) {
+            const Part slice = part(i * Width, std::make_integer_sequence<int, Width>{});
+            std::memcpy(to + i * panel_size, &slice, sizeof slice);
         }
+    }
+}
+
+// kWidth outer indices, `outer_count` of them in memory, by kWidth inner units.
+template <class Units, int Width, bool Whole, class T>
+SIMD_INLINE void pack_transposed(const T* source, int64_t stride, int64_t outer_count, int64_t inner_count,
+                                 uint32_t* to, int64_t panel_size) {
+    VecU x[kWidth];
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) {
+        x[i] =
+            Whole || i < outer_count ? inner_units<Units, Whole>(source + i * stride, inner_count) : VecU{};
+    }
+    transpose(x);
+    const int64_t units = Whole ? kWidth : (inner_count + Units::kElements - 1) / Units::kElements;
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kWidth; ++i) {
+        if (Whole || i < units) store_outer<Width>(to + i * Width, panel_size, x[i]);
     }
 }
 
@@ -107,33 +138,49 @@ template <class Units, int Width, class T>
 void pack_panels(const T* source, const Operand& operand, int64_t outer_count, int64_t inner_count,
                  uint32_t* panels) {
     const int64_t units = (inner_count + Units::kElements - 1) / Units::kElements;
-    const int64_t stride = operand.stride;
+    const int64_t stride = operand.stride, panel_size = Width * units;
     constexpr int64_t kFill = Width > kWidth ? Width : kWidth;
     const int64_t padded = (outer_count + kFill - 1) / kFill * kFill;
+    const auto place = [&](int64_t at) { return panels + at / Width * panel_size + at % Width; };
     if (operand.inner_contiguous) {
+        constexpr int64_t kInner = kWidth * Units::kElements;
         for (int64_t at = 0; at < padded; at += kWidth) {
-            for (int64_t u = 0; u < units; u += kWidth) {
-                VecU x[kWidth];
-                const int64_t count = inner_count - u * Units::kElements;
-                for (int i = 0; i < kWidth; ++i) {
-                    x[i] = at + i < outer_count
-                               ? inner_units<Units>(source + (at + i) * stride + u * Units::kElements, count)
-                               : VecU{};
+            const T* from = source + at * stride;
+            uint32_t* to = place(at);
+            int64_t inner = 0;
+            if (at + kWidth <= outer_count) {
+                for (; inner + kInner <= inner_count; inner += kInner, to += kWidth * Width) {
+                    pack_transposed<Units, Width, true>(from + inner, stride, kWidth, kInner, to, panel_size);
                 }
-                transpose(x);
-                const int64_t valid = units - u < kWidth ? units - u : kWidth;
-                for (int64_t i = 0; i < valid; ++i) store_outer<Width>(panels, at, u + i, units, x[i]);
+            }
+            for (; inner < inner_count; inner += kInner, to += kWidth * Width) {
+                pack_transposed<Units, Width, false>(from + inner, stride, outer_count - at,
+                                                     inner_count - inner, to, panel_size);
             }
         }
         return;
     }
-    for (int64_t u = 0; u < units; ++u) {
-        const T* row = source + u * Units::kElements * stride;
-        const int64_t left = inner_count - u * Units::kElements;
-        for (int64_t at = 0; at < padded; at += kWidth) {
-            const VecU x =
-                at < outer_count ? outer_units<Units>(row + at, stride, outer_count - at, left) : VecU{};
-            store_outer<Width>(panels, at, u, units, x);
+    // Narrow panels lie so far apart that writing all of them in turn would fall into one set of the cache:
+    // take a cache line's worth of outer indices at a time.
+    constexpr int64_t kLine = 64 / sizeof(T);
+    const int64_t group = Width < kWidth ? kLine : padded;
+    for (int64_t first = 0; first < padded; first += group) {
+        const int64_t end = first + group < padded ? first + group : padded;
+        for (int64_t u = 0; u < units; ++u) {
+            const T* row = source + u * Units::kElements * stride;
+            const int64_t left = inner_count - u * Units::kElements;
+            for (int64_t at = first; at < end; at += kWidth) {
+                uint32_t* to = place(at) + u * Width;
+                if (at + kWidth <= outer_count) {
+                    store_outer<Width>(to, panel_size,
+                                       outer_units<Units, true>(row + at, stride, kWidth, left));
+                } else {
+                    store_outer<Width>(
+                        to, panel_size,
+                        at < outer_count ? outer_units<Units, false>(row + at, stride, outer_count - at, left)
+                                         : VecU{});
+                }
+            }
         }
     }
 }

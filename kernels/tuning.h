@@ -20,8 +20,9 @@ constexpr int kTileRows = 2;
 // Inner units (one f32, or two bf16) per block. A panel of kTileRows rows then has 12 KiB and stays in the
 // first-level cache while the columns of a strip, in the second level, pass by.
 constexpr int64_t kBlockUnits = 384;
-// A task's strip is at most this many tiles of kTileCols wide: 295 KiB packed, of 1 MiB second-level cache.
-constexpr int64_t kStripTiles = 4;
+// A task's strip is at most this many tiles of kTileCols wide: 147 KiB packed. The second-level cache (1 MiB)
+// also holds the block that is fetched ahead and, for 256 tokens, the shared operand.
+constexpr int64_t kStripTiles = 2;
 // The operand that all threads share is packed at most this wide at a time, ...
 constexpr int64_t kSharedWidth = 24 * 48;
 // ... and this long: 8 MiB of the third-level cache.
