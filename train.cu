@@ -120,7 +120,7 @@ MemoryPlan check_memory(const ModelConfig& config, RunShape shape, const Optimiz
     std::fprintf(stderr, "%s", plan.text().c_str());
     const int64_t available = available_memory_bytes();
     if (plan.total_bytes() <= available) return plan;
-    const std::string where = cat({"--micro-batch ", shape.num_rows, " --seq-len ", shape.seq_len});
+    const std::string where = cat({"--micro-batch ", shape.num_rows});
     const auto fits = [&] {
         return plan_memory(config, shape, optimizing, batch_tokens).total_bytes() <= available;
     };
@@ -242,8 +242,7 @@ int body(int argc, char** argv) {
     TrainerState state;
     const std::string data_hash = train_data.shards().manifest_hash();
     const std::string newest = newest_checkpoint(o.out);
-    const bool resumed = !newest.empty();
-    if (resumed) {
+    if (!newest.empty()) {
         state = load_checkpoint(newest, table, config, model.params(), shape.dtype, optimizer);
         if (state.data_hash != data_hash) {
             fail_input({.what = "the training data is not what this run began with",
@@ -297,7 +296,7 @@ int body(int argc, char** argv) {
                      static_cast<long long>(state.step), result.loss(), result.bits_per_byte());
     };
     const auto sample = [&] {
-        if (!tokenizer) return;
+        if (!tokenizer || !std::isfinite(state.last_loss)) return;  // a diverged model has nothing to say
         TextParams params;
         params.generate.sampling = {.temperature = 0.8, .top_p = 0.95};
         params.generate.max_new_tokens = 100;
@@ -309,9 +308,13 @@ int body(int argc, char** argv) {
         log.write(JsonLine().add("kind", "sample").add("step", state.step).add("text", text));
         std::fprintf(stderr, "sample: %s\n", text.c_str());
     };
-    int64_t saved_step = resumed ? state.step : -1;
+    int64_t saved_step = newest.empty() ? -1 : state.step;
     const auto checkpoint = [&] {
         if (saved_step == state.step) return;
+        state.num_updates = optimizer.num_updates();
+        state.num_skipped = optimizer.num_skipped();
+        state.loss_window = optimizer.loss_window().values();
+        state.norm_window = optimizer.norm_window().values();
         save_checkpoint(o.out, table, config, model.params(), shape.dtype, optimizer, state,
                         tokenizer_directory);
         prune_checkpoints(o.out, o.keep);

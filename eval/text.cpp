@@ -37,6 +37,7 @@ std::string generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::str
     if ((begin_document || ids.empty()) && tokenizer.eot() >= 0) ids.insert(ids.begin(), tokenizer.eot());
 
     GenerateParams generate_params = params.generate;
+    generate_params.num_ids = tokenizer.vocab_size();
     if (tokenizer.eot() >= 0) generate_params.stop_tokens.push_back(tokenizer.eot());
     std::vector<std::string> stops;
     for (const std::string& stop : params.stop_strings) {

@@ -2,6 +2,7 @@
 #include "model/generate.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "core/error.h"
@@ -156,10 +157,17 @@ std::vector<int32_t> generate(Decoder& decoder, const std::vector<int32_t>& prom
         fail_input({.what = "nothing to continue", .expected = "a prompt of at least one token"});
     std::vector<int32_t> tokens;
     const RandomKey key{.seed = params.seed, .stream = kSamplingStream};
+    const int64_t num_ids =
+        params.num_ids > 0 ? std::min(params.num_ids, decoder.vocab_size()) : decoder.vocab_size();
     const float* logits = decoder.append(prompt.data(), static_cast<int64_t>(prompt.size()));
     while (static_cast<int64_t>(tokens.size()) < params.max_new_tokens) {
-        const int32_t token = sample_token(tensor_of(const_cast<float*>(logits), decoder.vocab_size()),
-                                           params.sampling, random_uniform(key, tokens.size()));
+        if (!std::all_of(logits, logits + num_ids, [](float x) { return std::isfinite(x); })) {
+            fail_input({.what = "the model's logits are not finite",
+                        .where = cat({"token ", decoder.length()}),
+                        .hint = "its weights have diverged: use an earlier checkpoint"});
+        }
+        const int32_t token = sample_token(tensor_of(const_cast<float*>(logits), num_ids), params.sampling,
+                                           random_uniform(key, tokens.size()));
         if (std::ranges::find(params.stop_tokens, token) != params.stop_tokens.end()) break;
         tokens.push_back(token);
         if (emit && !emit(token)) break;

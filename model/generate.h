@@ -35,6 +35,7 @@ struct GenerateParams {
     int64_t max_new_tokens = 128;
     uint64_t seed = 0;                      // token i draws from (seed, i): repeatable
     std::vector<int32_t> stop_tokens = {};  // not emitted
+    int64_t num_ids = 0;  // only ids below: rows that pad an embedding are no tokens; 0: all
 };
 // Feeds the prompt behind what the decoder holds, then samples until max_new_tokens, a stop token or a full
 // context; `emit` (may be empty) gets each token and returns false to stop (stop strings). Returns the
