@@ -90,6 +90,7 @@ int body(int argc, char** argv) {
         std::fflush(stdout);
     });
     std::fputc('\n', stdout);
+    std::fflush(stdout);
     const double seconds = seconds_now() - start;
     std::fprintf(stderr, "generate: %lld tokens in %.2f s, %.1f tokens/s with the prompt\n",
                  static_cast<long long>(decoder.length()), seconds,

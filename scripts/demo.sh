@@ -12,13 +12,15 @@ stage "1/6 corpus"
 mkdir -p "$out"
 if [ -n "${CORPUS:-}" ]; then
     scripts/corpus.sh --from "$CORPUS" "$out/corpus"
+    cut=(--max-document-bytes 4096 --val-frac 0.1)  # a small corpus must still have something to hold out
 else
+    cut=(--val-frac 0.03)
     scripts/corpus.sh "$out/corpus"
 fi
 
 stage "2/6 curate: documents with licences, duplicates removed, held-out split by document"
 rm -rf "$out/curated" "$out/tokenizer" "$out/shards" "$out/run"
-"$build/curate" --sources "$out/corpus/sources.json" --out "$out/curated" --val-frac 0.03
+"$build/curate" --sources "$out/corpus/sources.json" --out "$out/curated" "${cut[@]}"
 
 stage "3/6 tokenizer: byte-level BPE, 4096 tokens"
 "$build/tokenize" train --input "$out/curated/train.jsonl.zst" --vocab-size 4096 --pattern llama3 --out "$out/tokenizer"
@@ -29,8 +31,8 @@ done
 stage "4/6 train"
 "$build/train" --init demo --train-data "$out/shards/train_*.bin" --val-data "$out/shards/val_*.bin" --out "$out/run" \
     --dtype bf16 --optimizer muon --lr 3e-3 --muon-lr-ratio 5 --schedule linear --warmup 10 --lr-final-frac 0 \
-    --steps "${DEMO_STEPS:-320}" --seq-len 256 --micro-batch 16 --eval-every 80 --eval-batches 16 \
-    --sample-every 160 --sample-prompt "In the beginning"
+    --steps "${DEMO_STEPS:-300}" --seq-len 256 --micro-batch 16 --eval-every 75 --eval-batches 16 \
+    --sample-every 150 --sample-prompt "In the beginning"
 
 stage "5/6 evaluate"
 checkpoint=$(ls -d "$out"/run/step_* | tail -1)
@@ -52,6 +54,6 @@ printf '\nheld-out text: %s bytes; model %s bits per byte, xz -9e %s bits per by
 echo "checkpoint: $checkpoint   (a Hugging Face model directory)"
 if ! awk -v m="$val_bpb" -v x="$xz_bpb" 'BEGIN { exit !(m > 0 && m < x) }'; then
     echo "demo: the model does not beat xz -9e on the held-out text" >&2
-    exit 1
+    [ -n "${CORPUS:-}" ] || exit 1  # on a text of your own it may be too small or too short a run
 fi
 echo "demo: ok val_bpb=$val_bpb xz_bpb=$xz_bpb tokens_per_s=$tokens_per_s seconds=$(($(date +%s) - start)) report=$out/run/report.html"
