@@ -38,8 +38,7 @@ struct Options {
     std::string dtype = "fp32", recompute = "none", device = "auto", isa = "auto";
     int64_t threads = 0, eval_every = 0, eval_batches = 0, checkpoint_every = 0, keep = 2, sample_every = 0;
     std::string sample_prompt;
-    int64_t seed = 42;
-    int64_t eot = -1;
+    int64_t seed = 42, eot = -1;
     bool mask_documents = true, quiet = false;
 };
 
@@ -174,7 +173,8 @@ int body(int argc, char** argv) {
         fail_input({.what = "a step is not a whole number of micro-batches",
                     .where = "--batch-tokens",
                     .expected = cat({"a multiple of micro-batch x seq-len = ", micro_tokens}),
-                    .actual = cat({o.batch_tokens})});
+                    .actual = cat({o.batch_tokens}),
+                    .hint = cat({"--batch-tokens ", (o.batch_tokens / micro_tokens + 1) * micro_tokens})});
     }
     const int64_t samples_per_step = o.batch_tokens / o.seq_len;
     const std::string resolved = flags.resolved_toml();
