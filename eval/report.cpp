@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/error.h"
 #include "core/io.h"
@@ -21,8 +22,8 @@ struct History {
         val_bpb{"held-out", {}, {}, true};
     PlotSeries lr{"lr", {}, {}, false}, grad_norm{"norm", {}, {}, false}, speed{"tokens/s", {}, {}, false};
     std::vector<std::pair<int64_t, std::string>> samples;
-    int64_t num_skipped = 0, num_bad_lines = 0;
-    double mfu_sum = 0;
+    std::set<double> skipped;  // steps; a resumed run may have skipped one twice
+    int64_t num_bad_lines = 0;
     Json last_step, last_eval, end;
 };
 
@@ -57,13 +58,13 @@ History read_history(const std::string& path) {
             add_point(h.lr, step, number_or_nan(line, "lr"));
             add_point(h.grad_norm, step, number_or_nan(line, "grad_norm"));
             add_point(h.speed, step, number_or_nan(line, "tokens_per_s"));
-            h.num_skipped += line.contains("skipped");
+            if (line.contains("skipped")) h.skipped.insert(step);
             h.last_step = line;
         } else if (kind == "eval") {
             add_point(h.val_loss, step, number_or_nan(line, "val_loss"));
             add_point(h.val_bpb, step, number_or_nan(line, "val_bpb"));
             h.last_eval = line;
-        } else if (kind == "sample" && line.contains("text")) {
+        } else if (kind == "sample" && line.contains("text") && line["text"].is_string()) {
             h.samples.emplace_back(static_cast<int64_t>(step), line["text"].get<std::string>());
         } else if (kind == "end") {
             h.end = line;
@@ -142,7 +143,7 @@ void write_run_report(const std::string& run_directory, const std::vector<Report
         fact("tokens trained on", short_number(number_or_nan(h.last_step, "tokens")));
         fact("last training loss", decimals(number_or_nan(h.last_step, "loss"), 6));
         fact("median tokens per second", decimals(median(h.speed.y), 0));
-        fact("steps skipped (non-finite or outlier)", std::to_string(h.num_skipped));
+        fact("steps skipped (non-finite or outlier)", std::to_string(h.skipped.size()));
     }
     if (!h.end.is_null()) {
         fact("memory: planned / peak resident", human_bytes(number_or_nan(h.end, "plan_bytes")) + " / " +

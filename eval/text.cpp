@@ -53,14 +53,12 @@ std::string generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::str
     bool stopped = false;
     generate(decoder, ids, generate_params, [&](int32_t id) {
         text += tokenizer.token_bytes(id);
-        for (const std::string& stop : stops) {
-            // A stop string found now ends inside the newest token, so it cannot begin before `shown`.
-            const size_t at = text.find(stop, shown);
-            if (at != std::string::npos) {
-                text.resize(at);
-                stopped = true;
-            }
-        }
+        // A stop string found now ends inside the newest token, so it cannot begin before `shown`. The one
+        // that begins first decides.
+        size_t end = std::string::npos;
+        for (const std::string& stop : stops) end = std::min(end, text.find(stop, shown));
+        stopped = end != std::string::npos;
+        if (stopped) text.resize(end);
         if (stopped) return false;
         const size_t held = std::max(incomplete_tail(text), stop_prefix_tail(text, stops));
         show_up_to(text.size() - held);
