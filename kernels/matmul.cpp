@@ -18,6 +18,7 @@ namespace ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kTileSums = kTileRows * kTileCols;
+constexpr int64_t kCacheLineFloats = 16;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // The width of the pieces when `size` is cut into as few as possible of at most `most`, all but equally wide.
@@ -45,14 +46,18 @@ public:
           shared_size_(output.out.dims[RowsShared ? 0 : 1]),
           strips_size_(output.out.dims[RowsShared ? 1 : 0]),
           num_blocks_(std::max<int64_t>(1, ceil_div(inner, kBlockElements))) {
+        stream_ = output.read_much_later && output.out.bytes() >= kStreamBytes &&
+                  output.stride() % kCacheLineFloats == 0 &&
+                  reinterpret_cast<uintptr_t>(output.out.data) % 64 == 0;
         const int64_t threads = num_threads();
         shared_width_ = even_width(shared_size_, kSharedWidth, kTileCols);
         phase_blocks_ =
             even_width(num_blocks_, std::max<int64_t>(1, kSharedUnits / (shared_width_ * kBlockUnits)), 1);
         num_phases_ = ceil_div(num_blocks_, phase_blocks_);
         // Sums that outlive a phase must all be kept.
-        const int64_t most = num_phases_ == 1 ? strips_size_ : kPartialSums / shared_width_;
-        sweep_width_ = even_width(strips_size_, std::max<int64_t>(most, kTileCols), kTileCols);
+        constexpr int64_t kWidestStrip = kTileCols * kStripTiles;
+        const int64_t kept = kPartialSums / shared_width_ / kWidestStrip * kWidestStrip;
+        sweep_width_ = even_width(strips_size_, num_phases_ == 1 ? strips_size_ : kept, kTileCols);
         // Narrow strips balance better, wide ones read memory in longer runs.
         constexpr int64_t kTasksPerThread = 8;
         strip_width_ = kTileCols * std::clamp<int64_t>(sweep_width_ / (kTileCols * threads * kTasksPerThread),
@@ -139,6 +144,7 @@ private:
                 multiply_block(part, strip, units, packed_part, packed_strip, sums, block == 0,
                                block + 1 == num_blocks_, ahead);
             }
+            if (stream_) end_stores();
         });
     }
 
@@ -175,7 +181,7 @@ private:
                 multiply_tile_rows<Units>(
                     rows, reinterpret_cast<const uint32_t*>(RowsShared ? shared_panel : strip_panel),
                     reinterpret_cast<const uint32_t*>(RowsShared ? strip_panel : shared_panel), units,
-                    first ? nullptr : sums, to, to_stride, ahead);
+                    first ? nullptr : sums, to, to_stride, direct && stream_, ahead);
                 if (last && !direct) store_tile(output_, finished, row, rows, column, columns);
             }
         }
@@ -186,6 +192,7 @@ private:
     const int64_t inner_, shared_size_, strips_size_, num_blocks_;
     int64_t shared_width_, sweep_width_, strip_width_, part_width_;
     int64_t phase_blocks_, num_phases_;
+    bool stream_;  // whole f32 tiles go past the caches
     float* packed_ = nullptr;
     float* kept_sums_ = nullptr;
 };
@@ -269,7 +276,7 @@ void matmul_backward_weight(Tensor dweight, Tensor dbias, Tensor dout, Tensor in
     const int64_t num_outputs = dweight.dims[0];
     check.floats("dout", dout, {-1, num_outputs});
     check.floats("inp", inp, {dout.dims[0], dweight.dims[1]});
-    Output output{.out = dweight};
+    Output output{.out = dweight, .read_much_later = true};
     if (accumulate) output.addend = dweight;
     multiply(by_column(dout), by_column(inp), output, dout.dims[0], math);
     if (dbias.absent()) return;

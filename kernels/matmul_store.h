@@ -12,6 +12,7 @@ struct Output {
     Tensor out;
     Tensor bias = {}, pre_activation = {}, gelu_pre = {}, addend = {};
     float scale = 1, addend_scale = 1;
+    bool read_much_later = false;  // then it may bypass the caches
 
     int64_t stride() const { return out.dims[1]; }
     bool plain() const {

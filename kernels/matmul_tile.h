@@ -61,6 +61,23 @@ private:
     int64_t run_bytes_ = 0, stride_ = 0, runs_left_ = 0;
 };
 
+// Stream: past the caches, without reading what is overwritten. p must then be aligned to 64 bytes, and the
+// thread must call end_stores() before others may read.
+template <bool Stream>
+SIMD_INLINE void store_sum(float* p, Vec x) {
+#if defined(__AVX512F__)
+    if (Stream) return _mm512_stream_ps(p, reinterpret_cast<__m512>(x));
+#elif defined(__AVX2__)
+    if (Stream) return _mm256_stream_ps(p, reinterpret_cast<__m256>(x));
+#endif
+    store(p, x);
+}
+SIMD_INLINE void end_stores() {
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
+
 // Rows x kTileCols sums. Named members, not an array: the compiler then keeps every one in a register.
 template <class Units, int Rows>
 struct Sums {
@@ -81,17 +98,19 @@ struct Sums {
         sums.s2 = Units::multiply_add(row, c2, sums.s2);
         Sums<Units, Rows - 1>::add_unit(sums.below, rows + 1, c0, c1, c2);
     }
+    template <bool Stream>
     SIMD_INLINE void store_to(const Sums& sums, float* p, int64_t stride) {
-        store(p, sums.s0);
-        store(p + kWidth, sums.s1);
-        store(p + 2 * kWidth, sums.s2);
-        Sums<Units, Rows - 1>::store_to(sums.below, p + stride, stride);
+        store_sum<Stream>(p, sums.s0);
+        store_sum<Stream>(p + kWidth, sums.s1);
+        store_sum<Stream>(p + 2 * kWidth, sums.s2);
+        Sums<Units, Rows - 1>::template store_to<Stream>(sums.below, p + stride, stride);
     }
 };
 template <class Units>
 struct Sums<Units, 0> {
     SIMD_INLINE void load_from(Sums&, const float*) {}
     SIMD_INLINE void add_unit(Sums&, const uint32_t*, VecU, VecU, VecU) {}
+    template <bool Stream>
     SIMD_INLINE void store_to(const Sums&, float*, int64_t) {}
 };
 
@@ -99,7 +118,7 @@ struct Sums<Units, 0> {
 // in the order of u, for the first Rows rows.
 template <class Units, int Rows>
 void multiply_tile(const uint32_t* row_panel, const uint32_t* column_panel, int64_t units, const float* from,
-                   float* to, int64_t to_stride, ReadAhead& ahead_of) {
+                   float* to, int64_t to_stride, bool stream, ReadAhead& ahead_of) {
     ReadAhead ahead = ahead_of;
     Sums<Units, Rows> sums;
     if (from != nullptr) Sums<Units, Rows>::load_from(sums, from);
@@ -122,20 +141,25 @@ void multiply_tile(const uint32_t* row_panel, const uint32_t* column_panel, int6
         row_panel += kTileRows;
         column_panel += kTileCols;
     }
-    Sums<Units, Rows>::store_to(sums, to, to_stride);
+    if (stream) {
+        Sums<Units, Rows>::template store_to<true>(sums, to, to_stride);
+    } else {
+        Sums<Units, Rows>::template store_to<false>(sums, to, to_stride);
+    }
     ahead_of = ahead;
 }
 
 // Only as many rows as there are: a single token costs an eighth of a full tile.
 template <class Units>
 void multiply_tile_rows(int64_t rows, const uint32_t* row_panel, const uint32_t* column_panel, int64_t units,
-                        const float* from, float* to, int64_t to_stride, ReadAhead& ahead) {
+                        const float* from, float* to, int64_t to_stride, bool stream, ReadAhead& ahead) {
     if (rows > kTileRows / 2) {
-        multiply_tile<Units, kTileRows>(row_panel, column_panel, units, from, to, to_stride, ahead);
+        multiply_tile<Units, kTileRows>(row_panel, column_panel, units, from, to, to_stride, stream, ahead);
     } else if (rows > 1) {
-        multiply_tile<Units, kTileRows / 2>(row_panel, column_panel, units, from, to, to_stride, ahead);
+        multiply_tile<Units, kTileRows / 2>(row_panel, column_panel, units, from, to, to_stride, stream,
+                                            ahead);
     } else {
-        multiply_tile<Units, 1>(row_panel, column_panel, units, from, to, to_stride, ahead);
+        multiply_tile<Units, 1>(row_panel, column_panel, units, from, to, to_stride, stream, ahead);
     }
 }
 

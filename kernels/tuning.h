@@ -30,4 +30,7 @@ constexpr int64_t kSharedUnits = (int64_t{8} << 20) / 4;
 // Sums kept between blocks of a long inner dimension: 4 MiB.
 constexpr int64_t kPartialSums = (int64_t{4} << 20) / 4;
 
+// A weight gradient of at least this size is written past the caches: it is read again by the optimizer only.
+constexpr int64_t kStreamBytes = int64_t{2} << 20;
+
 }  // namespace ISA_NAMESPACE

@@ -191,6 +191,23 @@ TEST(Matmul, LargeProductEqualsItsPieces) {
     }
 }
 
+// A large aligned weight gradient is written past the caches, an unaligned one is not.
+TEST(Matmul, LargeWeightGradient) {
+    const Shape s{19, 800, 1003};
+    for_each_isa([&] {
+        const Guarded<float> d(normal_values(s.tokens * s.outputs, 1)),
+            x(normal_values(s.tokens * s.inputs, 2));
+        Guarded<float> aligned(s.outputs * s.inputs), unaligned(s.outputs * s.inputs, 1);
+        for (Guarded<float>* dweight : {&aligned, &unaligned}) {
+            matmul_backward_weight(dweight->tensor(s.outputs, s.inputs), {}, d.tensor(s.tokens, s.outputs),
+                                   x.tensor(s.tokens, s.inputs), false);
+        }
+        EXPECT_TRUE(aligned.bytes() == unaligned.bytes());
+        expect_close(aligned.values(), twin_backward_weight(s, d.values(), x.values()), kTolerance<float>,
+                     "dweight");
+    });
+}
+
 TEST(Matmul, EmptyBatch) {
     for_each_isa([] {
         const Guarded<float> weight(normal_values(15, 1)), none(0);
