@@ -6,6 +6,7 @@
 #include "kernels/matmul.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/threads.h"
 #include "kernels/check.h"
@@ -26,13 +27,6 @@ int64_t even_width(int64_t size, int64_t most, int64_t multiple) {
     const int64_t pieces = ceil_div(size, most);
     return ceil_div(ceil_div(size, pieces), multiple) * multiple;
 }
-
-struct Range {
-    int64_t begin, size;
-    Range piece(int64_t index, int64_t width) const {
-        return {begin + index * width, std::min(width, size - index * width)};
-    }
-};
 
 // RowsShared: the rows' operand is the shared one and strips are columns; otherwise the reverse.
 template <class Units, bool RowsShared>
@@ -94,6 +88,7 @@ private:
     static constexpr int kSharedPanel = RowsShared ? kTileRows : kTileCols;
     static constexpr int kStripPanel = RowsShared ? kTileCols : kTileRows;
     static constexpr int64_t kBlockElements = kBlockUnits * Units::kElements;
+    using StripPacking = PieceByPiece<Units, kStripPanel>;
 
     int64_t all_units() const { return ceil_div(inner_, Units::kElements); }
     Range block_inner(int64_t block) const { return Range{0, inner_}.piece(block, kBlockElements); }
@@ -107,62 +102,83 @@ private:
         parallel_for(groups * blocks.size, [&](int64_t task) {
             const int64_t block = task / groups;
             const Range inner = block_inner(blocks.begin + block);
-            const Range group = shared.piece(task % groups, kTileCols);
             const int64_t units = ceil_div(inner.size, Units::kElements);
-            pack<Units, kSharedPanel>(shared_, group.begin, group.size, inner.begin, inner.size,
-                                      packed_block(block) + task % groups * kTileCols * units);
+            PieceByPiece<Units, kSharedPanel>(shared_, shared.piece(task % groups, kTileCols), inner,
+                                              packed_block(block) + task % groups * kTileCols * units)
+                .pack_all();
         });
     }
 
+    // What one thread multiplies at a time: a strip with a part of the shared operand, over one block of the
+    // inner dimension.
+    struct Item {
+        int64_t index = 0;  // of the strip
+        Range strip{}, part{};
+        int64_t block = -1;  // none
+        bool exists() const { return block >= 0; }
+    };
+
     void multiply_strips(Range shared, Range sweep, Range blocks) {
         const int64_t parts = ceil_div(shared.size, part_width_);
-        const int64_t strips = ceil_div(sweep.size, strip_width_);
-        parallel_for(strips * parts, [&](int64_t task) {
-            const int64_t index = task / parts;
-            const Range strip = sweep.piece(index, strip_width_);
-            const Range part = shared.piece(task % parts, part_width_);
-            float* const packed_strip = matmul_scratch(
-                MatmulScratch::strip, (kBlockUnits + (num_blocks_ > 1 ? part_width_ : 0)) * strip_width_);
-            // Layout of the sums: tiles of [kTileRows][kTileCols], by shared panel, then by strip panel.
-            float* sums = packed_strip + kBlockUnits * strip_width_;
-            if (num_phases_ > 1) {
-                sums = kept_sums_ + (index * shared_width_ + (part.begin - shared.begin)) * strip_width_;
-            }
-            for (int64_t block = blocks.begin; block < blocks.begin + blocks.size; ++block) {
-                const Range inner = block_inner(block);
-                pack<Units, kStripPanel>(stripped_, strip.begin, strip.size, inner.begin, inner.size,
-                                         packed_strip);
-                const bool is_last_of_phase = block + 1 == blocks.begin + blocks.size;
-                ReadAhead ahead =
-                    is_last_of_phase
-                        ? read_ahead(sweep.piece(std::min(index + num_threads(), strips - 1), strip_width_),
-                                     block_inner(blocks.begin))
-                        : read_ahead(strip, block_inner(block + 1));
-                const int64_t units = ceil_div(inner.size, Units::kElements);
-                const float* packed_part =
-                    packed_block(block - blocks.begin) + (part.begin - shared.begin) * units;
-                multiply_block(part, strip, units, packed_part, packed_strip, sums, block == 0,
-                               block + 1 == num_blocks_, ahead);
+        const int64_t num_tasks = ceil_div(sweep.size, strip_width_) * parts;
+        std::atomic<int64_t> next_task{0};
+        const auto claim = [&]() -> Item {
+            const int64_t task = next_task.fetch_add(1, std::memory_order_relaxed);
+            if (task >= num_tasks) return {};
+            return {task / parts, sweep.piece(task / parts, strip_width_),
+                    shared.piece(task % parts, part_width_), blocks.begin};
+        };
+        const auto after = [&](Item item) -> Item {
+            if (++item.block < blocks.begin + blocks.size) return item;
+            return claim();
+        };
+        // A thread claims its next item early and packs it while it multiplies this one.
+        parallel_for(std::min<int64_t>(num_threads(), num_tasks), [&](int64_t) {
+            float* const scratch = matmul_scratch(
+                MatmulScratch::strip, (2 * kBlockUnits + (num_blocks_ > 1 ? part_width_ : 0)) * strip_width_);
+            float* packed[2] = {scratch, scratch + kBlockUnits * strip_width_};
+            const auto packing_of = [&](const Item& item, float* to) -> StripPacking {
+                if (!item.exists()) return {};
+                return {stripped_, item.strip, block_inner(item.block), to};
+            };
+            Item item = claim();
+            packing_of(item, packed[0]).pack_all();
+            while (item.exists()) {
+                const Item next = after(item);
+                StripPacking packing = packing_of(next, packed[1]);
+                // Layout of the sums: tiles of [kTileRows][kTileCols], by shared panel, then by strip panel.
+                float* sums = scratch + 2 * kBlockUnits * strip_width_;
+                if (num_phases_ > 1) {
+                    const int64_t at = item.index * shared_width_ + item.part.begin - shared.begin;
+                    sums = kept_sums_ + at * strip_width_;
+                }
+                const int64_t units = ceil_div(block_inner(item.block).size, Units::kElements);
+                multiply_block(
+                    item, units,
+                    packed_block(item.block - blocks.begin) + (item.part.begin - shared.begin) * units,
+                    packed[0], sums, packing);
+                std::swap(packed[0], packed[1]);
+                item = next;
             }
             if (stream_) end_stores();
         });
     }
 
-    ReadAhead read_ahead(Range strip, Range inner) const {
-        const int64_t element = dtype_bytes(stripped_.dtype);
-        const void* begin = stripped_.at(strip.begin, inner.begin);
-        const Range run = stripped_.inner_contiguous ? inner : strip;
-        const Range runs = stripped_.inner_contiguous ? strip : inner;
-        return ReadAhead(begin, run.size * element, stripped_.stride * element, runs.size);
-    }
-
-    // All tiles of part x strip for one block of the inner dimension. The shared panel is the outer loop: a
-    // row panel then stays in the first-level cache, a column panel in the second.
-    void multiply_block(Range part, Range strip, int64_t units, const float* packed_part,
-                        const float* packed_strip, float* sums, bool first, bool last,
-                        ReadAhead& ahead) const {
+    // All tiles of part x strip for one block. The shared panel is the outer loop: a row panel then stays in
+    // the first-level cache, a column panel in the second.
+    void multiply_block(const Item& item, int64_t units, const float* packed_part, const float* packed_strip,
+                        float* sums, StripPacking& packing) const {
         alignas(64) float finished[kTileSums];
+        const Range part = item.part, strip = item.strip;
+        const bool first = item.block == 0, last = item.block + 1 == num_blocks_;
         const bool in_place = output_.plain() && output_.out.dtype == DType::f32;
+        const int64_t num_tiles = ceil_div(part.size, kSharedPanel) * ceil_div(strip.size, kStripPanel);
+        // The pieces due after each tile, and the lines to fetch for them while it is multiplied.
+        const int64_t lines_per_tile = ceil_div(packing.num_pieces(), num_tiles) * packing.lines_per_piece();
+        const int lines_per_step =
+            static_cast<int>(ceil_div(lines_per_tile, std::max<int64_t>(1, units / kReadAheadUnits)));
+        int64_t tile = 0;
+        ReadAhead ahead;
         for (int64_t s = 0; s < part.size; s += kSharedPanel) {
             for (int64_t t = 0; t < strip.size; t += kStripPanel, sums += kTileSums) {
                 const int64_t row = RowsShared ? part.begin + s : strip.begin + t;
@@ -178,11 +194,15 @@ private:
                     to = static_cast<float*>(output_.out.data) + row * output_.stride() + column;
                     to_stride = output_.stride();
                 }
+                if (last && !(direct && stream_)) fetch_tile(output_, row, rows, column, columns);
+                const int64_t due = ceil_div(++tile * packing.num_pieces(), num_tiles);
+                if (due > packing.num_packed()) ahead = packing.read_ahead(due, lines_per_step);
                 multiply_tile_rows<Units>(
                     rows, reinterpret_cast<const uint32_t*>(RowsShared ? shared_panel : strip_panel),
                     reinterpret_cast<const uint32_t*>(RowsShared ? strip_panel : shared_panel), units,
                     first ? nullptr : sums, to, to_stride, direct && stream_, ahead);
                 if (last && !direct) store_tile(output_, finished, row, rows, column, columns);
+                packing.pack_until(due);
             }
         }
     }

@@ -132,69 +132,125 @@ SIMD_INLINE void pack_transposed(const T* source, int64_t stride, int64_t outer_
     }
 }
 
-// Outer indices [0, outer_count) from `source`, inner elements [0, inner_count). Panels are filled to a whole
-// multiple of max(kWidth, Width) outer indices.
-template <class Units, int Width, class T>
-void pack_panels(const T* source, const Operand& operand, int64_t outer_count, int64_t inner_count,
-                 uint32_t* panels) {
-    const int64_t units = (inner_count + Units::kElements - 1) / Units::kElements;
-    const int64_t stride = operand.stride, panel_size = Width * units;
-    constexpr int64_t kFill = Width > kWidth ? Width : kWidth;
-    const int64_t padded = (outer_count + kFill - 1) / kFill * kFill;
-    const auto place = [&](int64_t at) { return panels + at / Width * panel_size + at % Width; };
-    if (operand.inner_contiguous) {
-        constexpr int64_t kInner = kWidth * Units::kElements;
-        for (int64_t at = 0; at < padded; at += kWidth) {
-            const T* from = source + at * stride;
-            uint32_t* to = place(at);
-            int64_t inner = 0;
-            if (at + kWidth <= outer_count) {
-                for (; inner + kInner <= inner_count; inner += kInner, to += kWidth * Width) {
-                    pack_transposed<Units, Width, true>(from + inner, stride, kWidth, kInner, to, panel_size);
-                }
+struct Range {
+    int64_t begin, size;
+    Range piece(int64_t index, int64_t width) const {
+        return {begin + index * width, size - index * width < width ? size - index * width : width};
+    }
+};
+
+// Packs outer x inner of an operand, a piece of kPieceUnits units at a time, so that packing can hide between
+// products that need the memory bus little. A whole number of max(kWidth, Width) outer indices is filled.
+template <class Units, int Width>
+class PieceByPiece {
+public:
+    PieceByPiece() = default;
+    PieceByPiece(const Operand& operand, Range outer, Range inner, float* panels)
+        : operand_(operand),
+          outer_(outer),
+          inner_(inner),
+          units_((inner.size + Units::kElements - 1) / Units::kElements),
+          panels_(reinterpret_cast<uint32_t*>(panels)) {
+        num_pieces_ = (units_ + kPieceUnits - 1) / kPieceUnits;
+    }
+
+    int64_t num_pieces() const { return num_pieces_; }
+    int64_t num_packed() const { return num_packed_; }
+    int64_t lines_per_piece() const {
+        if (operand_.inner_contiguous) return outer_.size;
+        return kPieceElements * ((outer_.size * dtype_bytes(operand_.dtype) + 63) / 64);
+    }
+    void pack_until(int64_t piece) {
+        if (piece > num_pieces_) piece = num_pieces_;
+        for (; num_packed_ < piece; ++num_packed_) {
+            if (operand_.dtype == DType::f32) {
+                pack_piece<float>(num_packed_);
+            } else {
+                pack_piece<bf16>(num_packed_);
             }
-            for (; inner < inner_count; inner += kInner, to += kWidth * Width) {
-                pack_transposed<Units, Width, false>(from + inner, stride, outer_count - at,
+        }
+    }
+    // All of it now, fetching ahead of itself: operands that earlier kernels wrote are often no longer in any
+    // cache, and rows that lie pages apart are found by no hardware prefetcher.
+    void pack_all() {
+        constexpr int64_t kDistance = 4;
+        for (int64_t piece = 0; piece < kDistance; ++piece) fetch(piece);
+        for (int64_t piece = 0; piece < num_pieces_; ++piece) {
+            fetch(piece + kDistance);
+            pack_until(piece + 1);
+        }
+    }
+    // The memory of pieces [num_packed(), until), at `per_step` lines a step.
+    ReadAhead read_ahead(int64_t until, int per_step) const {
+        if (until > num_pieces_) until = num_pieces_;
+        if (num_packed_ >= until) return {};
+        return lines(num_packed_, until - num_packed_, per_step);
+    }
+
+private:
+    static constexpr int64_t kPieceElements = kPieceUnits * Units::kElements;
+
+    ReadAhead lines(int64_t piece, int64_t count, int per_step) const {
+        const int64_t first = piece * kPieceElements, most = count * kPieceElements;
+        const int64_t left = inner_.size - first;
+        const Range inner{inner_.begin + first, left < most ? left : most};
+        const int64_t element = dtype_bytes(operand_.dtype);
+        const Range run = operand_.inner_contiguous ? inner : outer_;
+        const Range runs = operand_.inner_contiguous ? outer_ : inner;
+        return ReadAhead(operand_.at(outer_.begin, inner.begin), run.size * element,
+                         operand_.stride * element, runs.size, per_step);
+    }
+    void fetch(int64_t piece) const {
+        if (piece >= num_pieces_) return;
+        ReadAhead ahead = lines(piece, 1, 1);
+        while (!ahead.done()) ReadAhead::step(ahead);
+    }
+
+    template <class T>
+    void pack_piece(int64_t piece) const {
+        const Range inner = inner_.piece(piece, kPieceElements);
+        const T* source = static_cast<const T*>(operand_.at(outer_.begin, inner.begin));
+        uint32_t* const panels = panels_ + piece * kPieceUnits * Width;
+        const int64_t panel_size = units_ * Width;
+        constexpr int64_t kFill = Width > kWidth ? Width : kWidth;
+        const int64_t padded = (outer_.size + kFill - 1) / kFill * kFill;
+        const bool whole = inner.size == kPieceElements;
+        for (int64_t at = 0; at < padded; at += kWidth) {
+            uint32_t* to = panels + at / Width * panel_size + at % Width;
+            const int64_t count = outer_.size - at;
+            if (whole && count >= kWidth) {
+                pack_part<true>(source, at, kWidth, kPieceElements, to, panel_size);
+            } else {
+                pack_part<false>(source, at, count, inner.size, to, panel_size);
+            }
+        }
+    }
+    // kWidth outer indices from `at` on, `count` of them in memory.
+    template <bool Whole, class T>
+    void pack_part(const T* source, int64_t at, int64_t count, int64_t inner_count, uint32_t* to,
+                   int64_t panel_size) const {
+        const int64_t stride = operand_.stride;
+        if (operand_.inner_contiguous) {
+            constexpr int64_t kInner = kWidth * Units::kElements;
+            for (int64_t inner = 0; inner < inner_count; inner += kInner, to += kWidth * Width) {
+                pack_transposed<Units, Width, Whole>(source + at * stride + inner, stride, count,
                                                      inner_count - inner, to, panel_size);
             }
+            return;
         }
-        return;
-    }
-    // Narrow panels lie so far apart that writing all of them in turn would fall into one set of the cache:
-    // take a cache line's worth of outer indices at a time.
-    constexpr int64_t kLine = 64 / sizeof(T);
-    const int64_t group = Width < kWidth ? kLine : padded;
-    for (int64_t first = 0; first < padded; first += group) {
-        const int64_t end = first + group < padded ? first + group : padded;
-        for (int64_t u = 0; u < units; ++u) {
-            const T* row = source + u * Units::kElements * stride;
-            const int64_t left = inner_count - u * Units::kElements;
-            for (int64_t at = first; at < end; at += kWidth) {
-                uint32_t* to = place(at) + u * Width;
-                if (at + kWidth <= outer_count) {
-                    store_outer<Width>(to, panel_size,
-                                       outer_units<Units, true>(row + at, stride, kWidth, left));
-                } else {
-                    store_outer<Width>(
-                        to, panel_size,
-                        at < outer_count ? outer_units<Units, false>(row + at, stride, outer_count - at, left)
-                                         : VecU{});
-                }
-            }
+        for (int64_t inner = 0; inner < inner_count; inner += Units::kElements, to += Width) {
+            const T* row = source + inner * stride + at;
+            const bool any = Whole || count > 0;
+            store_outer<Width>(
+                to, panel_size,
+                any ? outer_units<Units, Whole>(row, stride, count, inner_count - inner) : VecU{});
         }
     }
-}
 
-template <class Units, int Width>
-void pack(const Operand& operand, int64_t outer, int64_t outer_count, int64_t inner, int64_t inner_count,
-          float* panels) {
-    const void* source = operand.at(outer, inner);
-    uint32_t* to = reinterpret_cast<uint32_t*>(panels);
-    if (operand.dtype == DType::f32) {
-        pack_panels<Units, Width>(static_cast<const float*>(source), operand, outer_count, inner_count, to);
-    } else {
-        pack_panels<Units, Width>(static_cast<const bf16*>(source), operand, outer_count, inner_count, to);
-    }
-}
+    Operand operand_{};
+    Range outer_{}, inner_{};
+    int64_t units_ = 0, num_pieces_ = 0, num_packed_ = 0;
+    uint32_t* panels_ = nullptr;
+};
 
 }  // namespace ISA_NAMESPACE

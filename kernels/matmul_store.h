@@ -32,6 +32,25 @@ SIMD_INLINE void store_any(const Tensor& t, int64_t at, Vec x, int64_t n) {
     }
 }
 
+template <bool Write>
+SIMD_INLINE void fetch_rows(const Output& output, const Tensor& t, int64_t row, int64_t rows, int64_t column,
+                            int64_t columns) {
+    if (t.absent()) return;
+    const int64_t element = dtype_bytes(t.dtype), row_bytes = output.stride() * element;
+    const char* line = static_cast<const char*>(t.data) + row * row_bytes + column * element;
+    for (int64_t r = 0; r < rows; ++r, line += row_bytes) {
+        for (int64_t at = 0; at < columns * element; at += 64) __builtin_prefetch(line + at, Write, 2);
+    }
+}
+// Asks for the lines that store_tile will write or read, so that they arrive while the tile is multiplied.
+inline void fetch_tile(const Output& output, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    fetch_rows<true>(output, output.out, row, rows, column, columns);
+    fetch_rows<true>(output, output.pre_activation, row, rows, column, columns);
+    fetch_rows<false>(output, output.gelu_pre, row, rows, column, columns);
+    if (output.addend.data != output.out.data)
+        fetch_rows<false>(output, output.addend, row, rows, column, columns);
+}
+
 // tile [rows][kTileCols] goes to out[row .. row + rows, column .. column + columns).
 inline void store_tile(const Output& output, const float* tile, int64_t row, int64_t rows, int64_t column,
                        int64_t columns) {

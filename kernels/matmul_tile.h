@@ -38,27 +38,31 @@ SIMD_INLINE VecU load_units(const uint32_t* p) { return *reinterpret_cast<const 
 class ReadAhead {
 public:
     ReadAhead() = default;
-    ReadAhead(const void* begin, int64_t run_bytes, int64_t stride, int64_t runs)
+    ReadAhead(const void* begin, int64_t run_bytes, int64_t stride, int64_t runs, int lines_per_step)
         : next_(static_cast<const char*>(begin)),
           run_end_(next_ + run_bytes),
           run_bytes_(run_bytes),
           stride_(stride),
-          runs_left_(runs) {}
-    // Prefetching never faults, so an exhausted reader may go on with its last line.
+          runs_left_(runs),
+          lines_per_step_(lines_per_step) {}
+    bool done() const { return runs_left_ == 0; }
     SIMD_INLINE void step(ReadAhead& r) {
-        __builtin_prefetch(r.next_, 0, 2);
-        if (r.runs_left_ == 0) return;
-        r.next_ += 64;
-        if (r.next_ < r.run_end_) return;
-        r.next_ = r.run_end_ - r.run_bytes_ + r.stride_;
-        r.run_end_ += r.stride_;
-        --r.runs_left_;
+        for (int line = 0; line < r.lines_per_step_; ++line) {
+            __builtin_prefetch(r.next_, 0, 2);
+            if (r.runs_left_ == 0) return;  // prefetching never faults: the last line again does no harm
+            r.next_ += 64;
+            if (r.next_ < r.run_end_) continue;
+            r.next_ = r.run_end_ - r.run_bytes_ + r.stride_;
+            r.run_end_ += r.stride_;
+            --r.runs_left_;
+        }
     }
 
 private:
     const char* next_ = nullptr;
     const char* run_end_ = nullptr;
     int64_t run_bytes_ = 0, stride_ = 0, runs_left_ = 0;
+    int lines_per_step_ = 0;
 };
 
 // Stream: past the caches, without reading what is overwritten. p must then be aligned to 64 bytes, and the
@@ -77,6 +81,8 @@ SIMD_INLINE void end_stores() {
     _mm_sfence();
 #endif
 }
+
+constexpr int kReadAheadUnits = 8;  // units per step of reading ahead
 
 // Rows x kTileCols sums. Named members, not an array: the compiler then keeps every one in a register.
 template <class Units, int Rows>
@@ -122,12 +128,11 @@ void multiply_tile(const uint32_t* row_panel, const uint32_t* column_panel, int6
     ReadAhead ahead = ahead_of;
     Sums<Units, Rows> sums;
     if (from != nullptr) Sums<Units, Rows>::load_from(sums, from);
-    constexpr int kStep = 8;  // units per line fetched ahead
     int64_t u = 0;
-    for (; u + kStep <= units; u += kStep) {
+    for (; u + kReadAheadUnits <= units; u += kReadAheadUnits) {
         ReadAhead::step(ahead);
 #pragma GCC unroll 8
-        for (int i = 0; i < kStep; ++i) {
+        for (int i = 0; i < kReadAheadUnits; ++i) {
             Sums<Units, Rows>::add_unit(sums, row_panel, load_units(column_panel),
                                         load_units(column_panel + kWidth),
                                         load_units(column_panel + 2 * kWidth));

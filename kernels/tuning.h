@@ -20,8 +20,10 @@ constexpr int kTileRows = 2;
 // Inner units (one f32, or two bf16) per block. A panel of kTileRows rows then has 12 KiB and stays in the
 // first-level cache while the columns of a strip, in the second level, pass by.
 constexpr int64_t kBlockUnits = 384;
+// Packing goes piece by piece, a cache line of each row (or column) at a time.
+constexpr int64_t kPieceUnits = 16;
 // A task's strip is at most this many tiles of kTileCols wide: 147 KiB packed. The second-level cache (1 MiB)
-// also holds the block that is fetched ahead and, for 256 tokens, the shared operand.
+// also holds the block that is packed meanwhile and, for 256 tokens, the shared operand.
 constexpr int64_t kStripTiles = 2;
 // The operand that all threads share is packed at most this wide at a time, ...
 constexpr int64_t kSharedWidth = 24 * 48;
