@@ -2,9 +2,12 @@
 // else.
 #include "core/error.h"
 
+#include <cerrno>
 #include <charconv>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <new>
 
@@ -49,10 +52,22 @@ void print_line(const char* kind, std::string message) {
 
 }  // namespace
 
+void flush_stdout() {
+    errno = 0;
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+    // An earlier write may have failed, and its reason been forgotten since.
+    fail_input({.what = "cannot write to standard output",
+                .where = errno != 0 ? std::strerror(errno) : "a write failed",
+                .hint = "free some space, or send the output elsewhere"});
+}
+
 int run_main(int argc, char** argv, int (*body)(int argc, char** argv), void (*on_failure)()) {
     int exit_code = 1;
     try {
-        return body(argc, argv);
+        std::signal(SIGXFSZ, SIG_IGN);
+        const int body_code = body(argc, argv);
+        flush_stdout();
+        return body_code;
     } catch (const InputError& error) {
         print_line("error", error.what());
         exit_code = 2;

@@ -48,6 +48,10 @@ struct Complaint {
         if (!(condition)) fail_check(__FILE__, __LINE__, #condition, (detail)); \
     } while (0)
 
-// Runs a program's body; turns InputError into exit 2 and every other exception into exit 1, one line on
-// stderr each. `on_failure` (may be null) runs before the exit: the trainer takes all ranks down there.
+// InputError when stdout could not take all that was printed: a full disk must not look like success.
+void flush_stdout();
+
+// Runs a program's body and flushes stdout; turns InputError into exit 2 and every other exception into exit
+// 1, one line on stderr each. A file beyond `ulimit -f` is an error like a full disk, not a signal.
+// `on_failure` (may be null) runs before the exit: the trainer takes all ranks down there.
 int run_main(int argc, char** argv, int (*body)(int argc, char** argv), void (*on_failure)() = nullptr);

@@ -465,7 +465,8 @@ void Flags::parse(int argc, char** argv) {
     if (mark < argc) leaf->after_mark.assign(argv + mark + 1, argv + argc);
     if (app.count("--help") + chosen_app->count("--help") > 0) {
         std::fputs(leaf->help_text().c_str(), stdout);
-        std::exit(std::fflush(stdout) == 0 ? 0 : 1);
+        flush_stdout();
+        std::exit(0);
     }
     state_->take(app);
     if (leaf != state_.get()) leaf->take(*chosen_app);

@@ -31,8 +31,16 @@ std::string sha256_hex(std::string_view text) {
 }
 
 std::string sha256_file(const std::string& path) {
-    const MappedFile file(path);
-    return sha256_hex(file.data(), file.bytes());
+    // Read, not mapped: the pages of a map would count as this process's memory.
+    crypto_hash_sha256_state state;
+    crypto_hash_sha256_init(&state);
+    read_pieces(path, [&](const void* data, int64_t bytes) {
+        crypto_hash_sha256_update(&state, static_cast<const unsigned char*>(data),
+                                  static_cast<unsigned long long>(bytes));
+    });
+    unsigned char digest[crypto_hash_sha256_BYTES];
+    crypto_hash_sha256_final(&state, digest);
+    return hex_digits(digest, sizeof digest);
 }
 
 Hash128 hash128(const void* data, int64_t bytes, uint64_t seed) {

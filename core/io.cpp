@@ -30,6 +30,9 @@ constexpr int64_t kPendingBytes = int64_t{1} << 20;
 }
 
 [[noreturn]] void fail_write(const std::string& path, int64_t bytes, int error) {
+    if (error == EFBIG)
+        fail_file("write file", path, error,
+                  "raise the limit (`ulimit -f unlimited`), or write to another disk");
     if (error != ENOSPC && error != EDQUOT) fail_file("write file", path, error);
     struct statvfs disk;
     const bool known = statvfs(std::filesystem::path(path).parent_path().c_str(), &disk) == 0;
@@ -88,19 +91,34 @@ std::string host_name() {
 std::string temporary_suffix() { return cat({".tmp-", getpid(), "-", host_name()}); }
 
 // Whether a name that ends in `suffix` ("PID-HOST") belongs to a writer that is gone for certain: this
-// host's, and no such process. Our own number is a leftover too: of an earlier process that had it.
+// host's, and no such process.
 bool writer_is_dead(std::string_view suffix) {
     pid_t pid = 0;
     const auto parsed = std::from_chars(suffix.data(), suffix.data() + suffix.size(), pid);
     if (parsed.ec != std::errc{} || pid <= 0) return false;
     const std::string_view host(parsed.ptr, static_cast<size_t>(suffix.data() + suffix.size() - parsed.ptr));
     if (!host.empty() && host != "-" + host_name()) return false;
-    return pid == getpid() || (kill(pid, 0) != 0 && errno == ESRCH);
+    return kill(pid, 0) != 0 && errno == ESRCH;
 }
 
 void remove_tree(const std::string& path) {
     std::error_code ignored;  // cleaning up must not hide the error that led here
     std::filesystem::remove_all(path, ignored);
+}
+
+// Removes what killed writers of one target left beside it: `name`.tmp-PID-HOST. A directory that may be
+// written but not read keeps them.
+void remove_leftovers(const std::string& parent, const std::string& name) {
+    const std::string prefix = name + ".tmp-";
+    std::vector<std::string> dead;
+    std::error_code ignored;
+    for (std::filesystem::directory_iterator entry(parent, ignored), end; !ignored && entry != end;
+         entry.increment(ignored)) {
+        const std::string found = entry->path().filename();
+        if (found.starts_with(prefix) && writer_is_dead(std::string_view(found).substr(prefix.size())))
+            dead.push_back(entry->path());
+    }
+    for (const std::string& path : dead) remove_tree(path);
 }
 
 }  // namespace
@@ -144,7 +162,9 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path) {
                     .actual = S_ISDIR(status.st_mode) ? "a directory" : "a pipe or a device"});
     const std::filesystem::path target(path);
     if (target.filename().empty()) fail_file("write file", path, EISDIR);
-    temporary_ = target.parent_path() / cat({".", target.filename().string(), temporary_suffix()});
+    const std::string hidden = "." + target.filename().string();
+    remove_leftovers(parent_of(path), hidden);
+    temporary_ = target.parent_path() / (hidden + temporary_suffix());
     fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd_ < 0)
         fail_file("create file", path, errno,
@@ -201,11 +221,9 @@ AtomicDirectory::AtomicDirectory(const std::string& path) : path_(path) {
     if (target.filename().empty()) fail_file("create directory", path, EINVAL);
     const std::string parent = parent_of(path_);
     if (!is_directory(parent)) fail_file("create directory", path_, ENOENT, "create the directory " + parent);
-    const std::string prefix = target.filename().string() + ".tmp-";
-    for (const std::string& name : list_directory(parent))
-        if (name.starts_with(prefix) && writer_is_dead(std::string_view(name).substr(prefix.size())))
-            remove_tree(parent + "/" + name);
+    remove_leftovers(parent, target.filename().string());
     temporary_ = path_ + temporary_suffix();
+    remove_tree(temporary_);  // of an earlier process that had our number
     if (mkdir(temporary_.c_str(), 0777) != 0) fail_file("create directory", temporary_, errno);
 }
 
@@ -251,6 +269,18 @@ std::string read_file(const std::string& path) {
     return content;
 }
 
+void read_pieces(const std::string& path, const std::function<void(const void*, int64_t)>& use) {
+    const Descriptor file{open_for_reading(path)};
+    std::vector<uint8_t> piece(kPendingBytes);
+    for (;;) {
+        const ssize_t n = read(file.fd, piece.data(), piece.size());
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) fail_file("read file", path, errno);
+        if (n == 0) return;
+        use(piece.data(), n);
+    }
+}
+
 void write_file_atomic(const std::string& path, std::string_view content) {
     AtomicFile file(path);
     file.write(content);
@@ -260,17 +290,22 @@ void write_file_atomic(const std::string& path, std::string_view content) {
 void append_line(const std::string& path, std::string_view line) {
     const Descriptor file{open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666)};
     if (file.fd < 0) fail_file("open file", path, errno);
-    const int64_t bytes_before = lseek(file.fd, 0, SEEK_END);
-    const std::string text = std::string(line) + '\n';
-    ssize_t n;
-    do {
-        n = ::write(file.fd, text.data(), text.size());
-    } while (n < 0 && errno == EINTR);
-    if (n == static_cast<ssize_t>(text.size())) return;
-    const int error = n < 0 ? errno : ENOSPC;
-    // The part that a full disk took must not stay as half a line.
-    if (n > 0 && ftruncate(file.fd, bytes_before) != 0) fail_write(path, 0, errno);
-    fail_write(path, static_cast<int64_t>(text.size()), error);
+    append_all(file.fd, path, std::string(line) + '\n');
+}
+
+void append_all(int fd, const std::string& path, std::string_view record) {
+    const off_t bytes_before = lseek(fd, 0, SEEK_END);
+    for (std::string_view rest = record; !rest.empty();) {
+        const ssize_t n = ::write(fd, rest.data(), rest.size());
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) {
+            const int error = n < 0 ? errno : EIO;
+            // The part that a full disk took must not stay as half a record.
+            if (rest.size() < record.size() && ftruncate(fd, bytes_before) != 0) fail_write(path, 0, errno);
+            fail_write(path, static_cast<int64_t>(record.size()), error);
+        }
+        rest.remove_prefix(static_cast<size_t>(n));  // what is left tells why it was not all
+    }
 }
 
 bool path_exists(const std::string& path) {
@@ -309,6 +344,7 @@ std::vector<std::string> list_directory(const std::string& path) {
 }
 
 std::vector<std::string> expand_globs(const std::string& patterns, const std::string& flag) {
+    if (path_exists(patterns)) return {patterns};  // a comma may be part of a name
     std::vector<std::string> paths;
     for (size_t begin = 0; begin <= patterns.size();) {
         const size_t end = std::min(patterns.find(',', begin), patterns.size());
@@ -319,9 +355,27 @@ std::vector<std::string> expand_globs(const std::string& patterns, const std::st
             continue;
         }
         glob_t found = {};
-        const int result = glob(pattern.c_str(), 0, nullptr, &found);
+        struct stat status;
+        // A directory that cannot be read may hold files that would match: not the same as none.
+        static thread_local std::string unreadable;
+        static thread_local int reason;
+        unreadable.clear();
+        const int result = glob(
+            pattern.c_str(), 0,
+            [](const char* path, int error) {
+                if (error == ENOENT || error == ENOTDIR) return 0;
+                unreadable = path;
+                reason = error;
+                return 1;
+            },
+            &found);
+        if (result == GLOB_NOMATCH && lstat(pattern.c_str(), &status) != 0 && errno == EACCES)
+            unreadable = pattern, reason = EACCES;
         if (result == 0) paths.insert(paths.end(), found.gl_pathv, found.gl_pathv + found.gl_pathc);
         globfree(&found);
+        if (!unreadable.empty())
+            fail_file("look for files", unreadable, reason,
+                      cat({"make it readable, or give ", flag, " a narrower pattern"}));
         if (result != 0)
             fail_input({.what = "no file matches",
                         .where = pattern.empty() ? "(empty pattern)" : pattern,

@@ -26,7 +26,8 @@ private:
 };
 
 // A file that appears under `path` only at commit(): written to a temporary name beside it, fsynced, renamed,
-// its directory fsynced. Destroyed without commit, it leaves nothing behind.
+// its directory fsynced. Destroyed without commit, it leaves nothing behind; the leftovers of killed writers
+// of the same path are removed by the next one.
 class AtomicFile {
 public:
     explicit AtomicFile(const std::string& path);
@@ -65,15 +66,22 @@ private:
 };
 
 std::string read_file(const std::string& path);
+// Calls use(data, bytes) for one piece of the file after the other and keeps none: for files larger than
+// memory.
+void read_pieces(const std::string& path, const std::function<void(const void*, int64_t)>& use);
 void write_file_atomic(const std::string& path, std::string_view content);
-void append_line(const std::string& path, std::string_view line);  // one write(2), newline added
+// Appends a line, newline added; `record` whole, in one write(2) where the disk takes it. What a full disk
+// took of it is taken back.
+void append_line(const std::string& path, std::string_view line);
+void append_all(int fd, const std::string& path, std::string_view record);
 bool path_exists(const std::string& path);
 bool is_directory(const std::string& path);
 void make_directories(const std::string& path);
 int64_t file_bytes(const std::string& path);
 std::vector<std::string> list_directory(const std::string& path);  // names, sorted
-// Shell-style glob (* ? [..]), commas separate patterns; sorted, without repeats. A pattern that matches
-// nothing is an InputError that names it and `flag`.
+// Shell-style glob (* ? [..]), commas separate patterns; sorted, without repeats. What exists as it is
+// written stands for itself. A pattern that matches nothing, or needs a directory that cannot be read, is an
+// InputError that names it and `flag`.
 std::vector<std::string> expand_globs(const std::string& patterns, const std::string& flag);
 
 // SHA-256 (libsodium): custody of files. Lower-case hex.

@@ -173,15 +173,7 @@ struct RunLog::State {
     std::string lines_path, events_path;
     int events_fd = -1;
 
-    // One write(2) a record: a reader never sees half of one.
-    void append_event(const std::string& event) {
-        const std::string record = tf_record(event);
-        const ssize_t n = ::write(events_fd, record.data(), record.size());
-        if (n != static_cast<ssize_t>(record.size()))
-            fail_input({.what = "cannot write file",
-                        .where = cat({events_path, ": ", std::strerror(n < 0 ? errno : ENOSPC)}),
-                        .expected = cat({"room for ", record.size(), " more bytes"})});
-    }
+    void append_event(const std::string& event) { append_all(events_fd, events_path, tf_record(event)); }
     ~State() {
         if (events_fd >= 0) close(events_fd);
     }

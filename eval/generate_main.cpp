@@ -87,10 +87,10 @@ int body(int argc, char** argv) {
     std::fwrite(prompt.data(), 1, prompt.size(), stdout);
     generate_text(decoder, tokenizer, prompt, params, true, [](std::string_view piece) {
         std::fwrite(piece.data(), 1, piece.size(), stdout);
-        std::fflush(stdout);
+        flush_stdout();
     });
     std::fputc('\n', stdout);
-    std::fflush(stdout);
+    flush_stdout();
     const double seconds = seconds_now() - start;
     std::fprintf(stderr, "generate: %lld tokens in %.2f s, %.1f tokens/s with the prompt\n",
                  static_cast<long long>(decoder.length()), seconds,

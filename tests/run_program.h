@@ -25,6 +25,7 @@ struct RunOptions {
     int signal = 0;                          // sent once, as soon as `signal_when` says so
     std::function<bool()> signal_when = {};  // asked every millisecond
     int64_t max_file_bytes = 0;              // RLIMIT_FSIZE; 0: none
+    std::string stdout_path = {};            // a device to print to, such as /dev/full
 };
 
 struct Outcome {
@@ -70,8 +71,10 @@ inline Outcome run_program(const std::string& name, const std::vector<std::strin
     if (pid == 0) {  // only async-signal-safe calls from here: the parent has threads
         dup2(open(in.c_str(), O_RDONLY), STDIN_FILENO);
         dup2(open(out.c_str(), O_WRONLY | O_CREAT, 0600), STDOUT_FILENO);
+        if (!options.stdout_path.empty()) dup2(open(options.stdout_path.c_str(), O_WRONLY), STDOUT_FILENO);
         dup2(open(err.c_str(), O_WRONLY | O_CREAT, 0600), STDERR_FILENO);
         if (options.max_file_bytes > 0) {
+            signal(SIGXFSZ, SIG_DFL);  // as a shell gives it, whoever started the tests
             const rlim_t bytes = static_cast<rlim_t>(options.max_file_bytes);
             const struct rlimit limit = {bytes, bytes};
             setrlimit(RLIMIT_FSIZE, &limit);
@@ -105,4 +108,16 @@ inline Outcome run_program(const std::string& name, const std::vector<std::strin
                                     << outcome.err;
     EXPECT_NE(outcome.exit_code, 127) << program << " cannot be started: build the programs first";
     return outcome;
+}
+
+// A refusal: exit 2, nothing on stdout, one line that holds every fragment.
+inline void expect_refusal(const Outcome& outcome, const std::vector<std::string>& fragments,
+                           const std::string& name) {
+    SCOPED_TRACE(name);
+    EXPECT_EQ(outcome.exit_code, 2) << outcome.err;
+    EXPECT_EQ(outcome.out, "");
+    const std::string line = outcome.error_line();
+    EXPECT_EQ(line.find('\n'), line.size() - 1) << "one line, the last: " << line;
+    for (const std::string& fragment : fragments)
+        EXPECT_NE(line.find(fragment), std::string::npos) << "no \"" << fragment << "\" in: " << line;
 }

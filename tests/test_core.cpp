@@ -74,6 +74,20 @@ TEST(ErrorDeathTest, RunMainTurnsExceptionsIntoExitCodes) {
                 ExitedWithCode(2), "^error: bad\nall ranks down\n$");
 }
 
+TEST(ErrorDeathTest, RunMainDoesNotTakeAFullDiskForSuccess) {
+    const auto print = [](const char* mode) {
+        if (std::freopen("/dev/full", "w", stdout) == nullptr) std::exit(99);
+        std::setvbuf(stdout, nullptr, *mode == 'u' ? _IONBF : _IOFBF, 4096);
+        exit_from([](int, char**) {
+            std::puts("the result");
+            return 0;
+        });
+    };
+    const char* const kLine = "^error: cannot write to standard output: .*  hint: free some space.*\n$";
+    EXPECT_EXIT(print("buffered"), testing::ExitedWithCode(2), kLine);
+    EXPECT_EXIT(print("unbuffered"), testing::ExitedWithCode(2), kLine) << "failed before the end";
+}
+
 TEST(Tensor, ShapesAndViews) {
     float data[24] = {};
     const Tensor t = tensor_of(data, 4, 6);

@@ -129,8 +129,25 @@ TEST_F(Files, FileSizeLimitIsAnErrorToo) {
             AtomicFile file(path("a"));
             file.write(std::string(3 << 20, 'x'));
         });
-        _exit(text == "cannot write file: DIR/a: File too large" && list_directory(directory_).empty() ? 0
-                                                                                                       : 1);
+        std::fprintf(stderr, "%s\n", text.c_str());
+        const bool clear =
+            text.starts_with("cannot write file: DIR/a: File too large  hint: raise the limit");
+        _exit(clear && list_directory(directory_).empty() ? 0 : 1);
+    });
+    EXPECT_EQ(status, 0);
+}
+
+TEST_F(Files, ARecordThatDoesNotFitLeavesNoPartOfItself) {
+    append_line(path("log"), "first");
+    const int status = in_child([&] {
+        signal(SIGXFSZ, SIG_IGN);
+        const rlimit limit{1000, 1000};
+        setrlimit(RLIMIT_FSIZE, &limit);
+        const std::string text = complaint([&] { append_line(path("log"), std::string(2000, 'x')); });
+        std::fprintf(stderr, "%s\n", text.c_str());
+        const bool clear =
+            text.starts_with("cannot write file: DIR/log: File too large  hint: raise the limit");
+        _exit(clear && read_file(path("log")) == "first\n" ? 0 : 1);
     });
     EXPECT_EQ(status, 0);
 }
@@ -161,6 +178,7 @@ TEST_F(Files, ComplaintsNameThePath) {
               "cannot list directory: DIR/no: No such file or directory");
     EXPECT_EQ(complaint([&] { sha256_file(path("no")); }),
               "cannot open file: DIR/no: No such file or directory");
+    EXPECT_EQ(complaint([&] { sha256_file(path("dir")); }), "cannot read file: DIR/dir: Is a directory");
     EXPECT_EQ(complaint([&] { append_line(path("dir"), "x"); }), "cannot open file: DIR/dir: Is a directory");
     EXPECT_EQ(complaint([&] { append_line("/dev/full", "x"); }).substr(0, 59),
               "cannot write file: /dev/full: No space left on device: expe");
@@ -178,13 +196,25 @@ TEST_F(Files, PermissionIsNamed) {
         chmod(directory_.c_str(), 0755);
         write_file_atomic(path("secret"), "x");
         chmod(path("secret").c_str(), 0600);
+        make_directories(path("locked"));
+        write_file_atomic(path("locked/a"), "x");
+        chmod(path("locked").c_str(), 0700);
         const int status = in_child([&] {
             if (setgid(65534) != 0 || setuid(65534) != 0) _exit(2);
             const bool read = complaint([&] { read_file(path("secret")); }) ==
                               "cannot open file: DIR/secret: Permission denied";
             const bool write = complaint([&] { AtomicFile f(path("new")); }) ==
                                "cannot create file: DIR/new: Permission denied";
-            _exit(read && write ? 0 : 1);
+            // A closed door is not an empty room, by a pattern or by name.
+            const bool pattern =
+                complaint([&] {
+                    expand_globs(path("locked/*"), "--input");
+                }).starts_with("cannot look for files: DIR/locked: Permission denied  hint: ");
+            const bool name =
+                complaint([&] {
+                    expand_globs(path("locked/a"), "--input");
+                }).starts_with("cannot look for files: DIR/locked/a: Permission denied  hint: ");
+            _exit(read && write && pattern && name ? 0 : 1);
         });
         ASSERT_TRUE(WIFEXITED(status));
         if (WEXITSTATUS(status) == 2) GTEST_SKIP() << "this sandbox forbids setuid";
@@ -253,6 +283,25 @@ TEST_F(Files, AtomicDirectoryRemovesOnlyDeadWritersLeftovers) {
     EXPECT_EQ(list_directory(directory_), expected);
 }
 
+TEST_F(Files, AtomicFileRemovesOnlyDeadWritersLeftovers) {
+    const int status = in_child([&] {
+        AtomicFile file(path("a"));
+        file.write(std::string(2 << 20, 'n'));
+        raise(SIGKILL);
+    });
+    ASSERT_TRUE(WIFSIGNALED(status));
+    ASSERT_EQ(list_directory(directory_).size(), 1u) << "the leftover";
+    const std::string alive = ".a.tmp-" + std::to_string(getppid());
+    const Names kept = {alive, ".a.tmp-1-elsewhere", ".a.tmp-notes", ".aa.tmp-999999999", "a.tmp-999999999"};
+    for (const std::string& name : kept) write_file_atomic(path(name), "x");
+    write_file_atomic(path("a"), "whole");
+    Names expected = kept;
+    expected.push_back("a");
+    std::sort(expected.begin(), expected.end());
+    EXPECT_EQ(list_directory(directory_), expected);
+    EXPECT_EQ(read_file(path("a")), "whole");
+}
+
 TEST_F(Files, AppendLine) {
     append_line(path("log"), "one");
     append_line(path("log"), "two");
@@ -291,6 +340,10 @@ TEST_F(Files, Globs) {
               "no file matches: (empty pattern)  hint: give --input the path of an existing file, or quote a "
               "pattern");
     EXPECT_NE(complaint([&] { expand(""); }), "(accepted)");
+    EXPECT_NE(complaint([&] { expand("@nowhere/*"); }).find("no file matches: DIR/nowhere/*"),
+              std::string::npos);
+    write_file_atomic(path("e,f.txt"), "");
+    EXPECT_EQ(expand("@e,f.txt"), (Names{"e,f.txt"})) << "a comma in a name that exists";
 }
 
 TEST_F(Files, Hashes) {
@@ -299,6 +352,9 @@ TEST_F(Files, Hashes) {
     EXPECT_EQ(sha256_hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     write_file_atomic(path("abc"), "abc");
     EXPECT_EQ(sha256_file(path("abc")), sha256_hex("abc"));
+    const std::string pieces((3 << 20) + 5, 'p');  // more than one read
+    write_file_atomic(path("pieces"), pieces);
+    EXPECT_EQ(sha256_file(path("pieces")), sha256_hex(pieces));
     // XXH3-128 of nothing with seed 0 (xxHash's own sanity table).
     EXPECT_EQ(hex(hash128(nullptr, 0)), "99aa06d3014798d86001c324468d497f");
     EXPECT_NE(hash128("abc", 3), hash128("abc", 3, 1));

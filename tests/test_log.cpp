@@ -3,6 +3,9 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <pty.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <bit>
@@ -160,6 +163,30 @@ TEST_F(Logs, EventFileReadsBack) {
         EXPECT_EQ(std::bit_cast<uint32_t>(take<float>(value)), std::bit_cast<uint32_t>(expected[i].value));
         EXPECT_TRUE(value.empty());
     }
+}
+
+TEST_F(Logs, AnEventThatDoesNotFitLeavesNoPartOfItself) {
+    RunLog log(directory_);
+    const size_t before = events().size();
+    const pid_t child = fork();
+    if (child == 0) {
+        signal(SIGXFSZ, SIG_IGN);
+        const rlimit limit{before + 20, before + 20};
+        setrlimit(RLIMIT_FSIZE, &limit);
+        try {
+            log.scalar("train/loss", 1, 2.5);
+        } catch (const InputError& error) {
+            std::fprintf(stderr, "%s\n", error.what());
+            _exit(std::strstr(error.what(), ": File too large  hint: raise the limit") != nullptr ? 0 : 1);
+        }
+        _exit(2);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    EXPECT_EQ(status, 0);
+    EXPECT_EQ(events().size(), before);
+    log.scalar("train/loss", 2, 2.25);
+    EXPECT_EQ(records(events()).size(), 2u);
 }
 
 TEST_F(Logs, LinesAreAppendedAndAHalfLineIsClosed) {
