@@ -1,30 +1,14 @@
-// Reads /proc/meminfo and the cgroup's limit and use (version 2, then version 1).
+// Reads /proc/meminfo, and the limits of the control groups.
 #include "core/memory.h"
 
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <fstream>
 #include <limits>
 #include <string>
 
-namespace {
-
-// The number in a one-line file; -1 when there is none ("max", or no such file).
-int64_t number_in(const char* path) {
-    std::ifstream file(path);
-    int64_t value = -1;
-    return file >> value ? value : -1;
-}
-
-int64_t cgroup_room(const char* limit_path, const char* use_path) {
-    const int64_t limit = number_in(limit_path), use = number_in(use_path);
-    if (limit < 0 || use < 0) return std::numeric_limits<int64_t>::max();
-    return std::max<int64_t>(0, limit - use);
-}
-
-}  // namespace
+#include "core/cgroup.h"
 
 int64_t available_memory_bytes() {
     int64_t available = std::numeric_limits<int64_t>::max();
@@ -35,10 +19,7 @@ int64_t available_memory_bytes() {
         std::getline(meminfo, unit);
         if (name == "MemAvailable:") available = kib * 1024;
     }
-    available =
-        std::min(available, cgroup_room("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"));
-    return std::min(available, cgroup_room("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-                                           "/sys/fs/cgroup/memory/memory.usage_in_bytes"));
+    return std::min(available, cgroup_memory_bytes());
 }
 
 int64_t peak_rss_bytes() {

@@ -1,5 +1,5 @@
 // How much memory this process may still take: what the kernel calls available, within the limits of its
-// cgroup.
+// control groups (core/cgroup.h).
 #pragma once
 #include <cstdint>
 

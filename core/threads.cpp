@@ -3,6 +3,7 @@
 // or descheduled worker therefore never delays a call. Between calls workers spin for a moment, then sleep.
 #include "core/threads.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <time.h>
 
@@ -10,12 +11,12 @@
 #include <atomic>
 #include <condition_variable>
 #include <exception>
-#include <fstream>
 #include <mutex>
-#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "core/cgroup.h"
 #include "core/error.h"
 
 namespace {
@@ -32,6 +33,9 @@ constexpr uint64_t kOneGeneration = 0x20000;
 uint64_t generation_of(uint64_t state) { return state / kOneGeneration; }
 
 thread_local bool inside_task = false;
+
+// A forked child has the pool's memory but none of its workers, and locks that nobody will open.
+std::atomic<bool> in_forked_child{false};
 
 void pause_core() {
 #if defined(__x86_64__)
@@ -105,7 +109,18 @@ private:
         // With more threads than cores a spinning worker would hold the core that a working one needs.
         spin_nanoseconds_ = size() <= hardware_threads() ? kSpinNanoseconds : 0;
         const uint64_t generation = generation_of(state_.load(std::memory_order_relaxed));
-        for (int i = 1; i < size(); ++i) workers_.emplace_back([this, generation] { work(generation); });
+        try {
+            for (int i = 1; i < size(); ++i) workers_.emplace_back([this, generation] { work(generation); });
+        } catch (const std::system_error& error) {
+            const size_t started = workers_.size() + 1;
+            stop_workers();
+            fail_input(
+                {.what = "cannot start a thread",
+                 .where = error.code().message(),
+                 .expected = cat({size(), " threads"}),
+                 .actual = cat({started}),
+                 .hint = cat({"--threads ", std::max<size_t>(1, started / 2), ", or raise `ulimit -u`"})});
+        }
     }
 
     void stop_workers() {
@@ -179,41 +194,24 @@ private:
 };
 
 Pool& pool() {
-    static Pool* const the_pool = new Pool;
+    static Pool* const the_pool = [] {
+        pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
+        return new Pool;
+    }();
     return *the_pool;
 }
 
 struct InsideTask {
+    const bool before = inside_task;
     InsideTask() { inside_task = true; }
-    ~InsideTask() { inside_task = false; }
+    ~InsideTask() { inside_task = before; }
 };
-
-// The cores that a cgroup (version 2) grants at `directory`, or `otherwise` when it sets no limit.
-int cgroup_cores(const std::string& directory, int otherwise) {
-    std::ifstream file(directory + "/cpu.max");
-    std::string quota;
-    int64_t period = 0;
-    if (!(file >> quota >> period) || quota == "max" || period <= 0) return otherwise;
-    const int64_t cores = (std::stoll(quota) + period - 1) / period;
-    return static_cast<int>(std::clamp<int64_t>(cores, 1, otherwise));
-}
 
 int count_hardware_threads() {
     int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
-    // A limit may stand at this process's group or at any group above it.
-    std::ifstream groups("/proc/self/cgroup");
-    std::string group;
-    while (std::getline(groups, group))
-        if (group.starts_with("0::")) break;
-    group = group.starts_with("0::/") ? group.substr(3) : "/";
-    for (;;) {
-        cores = cgroup_cores("/sys/fs/cgroup" + group, cores);
-        if (group.empty() || group == "/") break;
-        group.resize(group.rfind('/'));
-    }
-    return std::clamp(cores, 1, kMaxThreads);
+    return std::clamp(std::min(cores, cgroup_cores()), 1, kMaxThreads);
 }
 
 }  // namespace
@@ -223,19 +221,18 @@ int hardware_threads() {
     return cores;
 }
 
-int num_threads() { return pool().size(); }
+int num_threads() { return in_forked_child ? 1 : pool().size(); }
 
 void set_num_threads(int n) {
     CHECK(n >= 1 && n <= kMaxThreads, cat({"n=", n}));
     CHECK(!inside_task, "set_num_threads inside parallel_for");
-    if (n != num_threads()) pool().resize(n);
+    if (!in_forked_child && n != num_threads()) pool().resize(n);
 }
 
 void parallel_for(int64_t count, TaskRef task) {
     if (count <= 0) return;
-    if (!inside_task && count > 1 && num_threads() > 1) {
-        InsideTask mark;
-        if (pool().run(count, task)) return;
-    }
+    const bool parallel = !inside_task && count > 1 && num_threads() > 1;
+    const InsideTask mark;
+    if (parallel && pool().run(count, task)) return;
     for (int64_t i = 0; i < count; ++i) task(i);
 }

@@ -7,7 +7,9 @@
 
 int hardware_threads();  // cores this process may run on (affinity and cgroup respected)
 int num_threads();
-void set_num_threads(int n);  // 1..256; joins and restarts the pool. Not while parallel_for runs.
+// 1..256; joins and restarts the pool. Not while parallel_for runs. A child forked after the pool came to be
+// computes serially, whatever is set: threads do not survive a fork.
+void set_num_threads(int n);
 
 // A non-owning reference to a callable, so that headers need no std::function.
 class TaskRef {
@@ -27,7 +29,7 @@ private:
 // Calls task(i) for every i in [0, count), each once, on all threads; returns when all are done. Tasks are
 // handed out one by one from a shared counter (so uneven tasks balance). Nested calls run serially in the
 // caller. The first exception thrown by a task is rethrown here. Workers spin briefly between calls, then
-// sleep.
+// sleep. Threads that cannot be started are an InputError.
 void parallel_for(int64_t count, TaskRef task);
 
 // Calls task(begin, end) over fixed pieces of `grain` indices; the pieces do not depend on the number of

@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include "core/memory.h"
-
 namespace {
 
 const char* const kStored = "lr = 0.001\nseed = 42\nthreads = 2\n";
@@ -30,16 +28,6 @@ TEST(ConfigDiff, NamesTheFirstDifference) {
     ASSERT_TRUE(added);
     EXPECT_EQ(added->name, "eps");
     EXPECT_EQ(added->stored, "(absent)");
-}
-
-TEST(Memory, AvailableAndPeakAreSane) {
-    EXPECT_GT(available_memory_bytes(), int64_t{16} << 20);
-    EXPECT_LT(available_memory_bytes(), int64_t{1} << 50);
-    const int64_t before = peak_rss_bytes();
-    EXPECT_GT(before, 1 << 20);
-    std::string block(64 << 20, 'x');
-    asm volatile("" : : "r"(block.data()) : "memory");
-    EXPECT_GE(peak_rss_bytes(), before);
 }
 
 }  // namespace

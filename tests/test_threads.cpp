@@ -1,10 +1,13 @@
 // The pool: every index once, on any number of threads, nested, failing, resized and called from several
 // threads.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <fstream>
 #include <mutex>
 #include <numeric>
 #include <set>
@@ -134,14 +137,72 @@ TEST(Threads, RangesAreFixedPieces) {
     }
 }
 
-TEST(ThreadsDeathTest, AForkedChildStillFinishes) {
+TEST(Threads, NestedCallsRunInTheCallerOfASerialCallToo) {
     const WithThreads with(4);
-    std::atomic<int> sum{0};
-    parallel_for(4, [&](int64_t) { ++sum; });  // the workers exist here and not in the child
-    const auto child = [] {
-        std::atomic<int> done{0};
-        for (int round = 0; round < 100; ++round) parallel_for(10, [&](int64_t) { ++done; });
-        _exit(done == 1000 ? 0 : 1);
+    const auto me = std::this_thread::get_id();
+    std::atomic<int> wrong{0}, total{0};
+    parallel_for(1, [&](int64_t) {  // one task: nothing to share
+        parallel_for(64, [&](int64_t) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));  // time for a worker to take one
+            wrong += std::this_thread::get_id() != me;
+            ++total;
+        });
+    });
+    EXPECT_EQ(wrong, 0);
+    EXPECT_EQ(total, 64);
+    // Only until the call is over: the next one is parallel again.
+    std::mutex mutex;
+    std::set<std::thread::id> ids;
+    parallel_for(8, [&](int64_t) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        std::lock_guard lock(mutex);
+        ids.insert(std::this_thread::get_id());
+    });
+    EXPECT_GT(ids.size(), 1u);
+}
+
+// The workers exist here and not in the child. They are asleep, falling asleep or at work when it is forked;
+// the alarm turns a hang into a failure.
+TEST(Threads, AForkedChildFinishes) {
+    const WithThreads with(4);
+    for (int round = 0; round < 200; ++round) {
+        std::atomic<int> sum{0};
+        parallel_for(8, [&](int64_t) { ++sum; });
+        std::this_thread::sleep_for(std::chrono::microseconds(round * 20));  // they spin for one millisecond
+        const pid_t child = fork();
+        if (child == 0) {
+            alarm(20);
+            std::atomic<int> done{0};
+            for (int call = 0; call < 10; ++call) parallel_for(10, [&](int64_t) { ++done; });
+            set_num_threads(3);
+            parallel_for(10, [&](int64_t) { ++done; });
+            _exit(done == 110 ? 0 : 1);
+        }
+        int status = -1;
+        waitpid(child, &status, 0);
+        ASSERT_EQ(status, 0) << "round " << round << ": 14 is a hang, ended by the alarm";
+    }
+}
+
+// Every thread's stack needs address space: with little of it left, not all of 200 can start.
+TEST(ThreadsDeathTest, ThreadsThatCannotStartAreToldInOneLine) {
+    const auto start = [] {
+        set_num_threads(200);
+        std::ifstream statm("/proc/self/statm");
+        rlim_t pages = 0;
+        statm >> pages;
+        const rlim_t bytes = pages * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + (rlim_t{100} << 20);
+        const rlimit limit{bytes, bytes};
+        setrlimit(RLIMIT_AS, &limit);
+        char name[] = "program";
+        char* argv[] = {name, nullptr};
+        _exit(run_main(1, argv, [](int, char**) {
+            parallel_for(1000, [](int64_t) {});
+            return 0;
+        }));
     };
-    EXPECT_EXIT(child(), testing::ExitedWithCode(0), "");
+    testing::FLAGS_gtest_death_test_style = "threadsafe";  // a process without a pool yet
+    EXPECT_EXIT(
+        start(), testing::ExitedWithCode(2),
+        "^error: cannot start a thread: .*: expected 200 threads, got .*  hint: --threads [1-9].*\n$");
 }
