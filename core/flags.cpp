@@ -80,16 +80,33 @@ std::string did_you_mean(std::string_view prefix, const std::string& name, std::
     return name.empty() ? std::string(otherwise) : cat({"did you mean ", prefix, name, "?"});
 }
 
+// TOML writes 1_000 and +1 where from_chars knows 1000 and 1. A mark anywhere else stays, and is refused.
+std::string plain_number(const std::string& text) {
+    const auto is_digit = [&](size_t i) { return i < text.size() && text[i] >= '0' && text[i] <= '9'; };
+    std::string plain;
+    for (size_t i = 0; i < text.size(); ++i) {
+        const bool mark = text[i] == '_' ? i > 0 && is_digit(i - 1) && is_digit(i + 1)
+                                         : text[i] == '+' && i == 0 && is_digit(1);
+        if (!mark && text[i] == '_') return text;
+        if (!mark) plain += text[i];
+    }
+    return plain;
+}
+
 // A whole number or decimal number that is all of `text`, in range, or the default: that is always allowed.
 template <class T>
 void assign_number(T& value, const Option& option, const std::string& text, Range<T> range,
-                   const std::string& where, const char* kind) {
+                   const std::string& where, const char* kind, const std::string& hint) {
     T parsed{};
     const char* const end = text.data() + text.size();
     const auto result = std::from_chars(text.data(), end, parsed);
     const bool too_large = result.ec == std::errc::result_out_of_range && result.ptr == end;
     if (!too_large && (result.ec != std::errc{} || result.ptr != end))
-        fail_input({.what = "bad value", .where = where, .expected = kind, .actual = "`" + text + "`"});
+        fail_input({.what = "bad value",
+                    .where = where,
+                    .expected = kind,
+                    .actual = "`" + text + "`",
+                    .hint = hint});
     const bool is_default = !too_large && cat({parsed}) == option.default_toml;
     const bool finite = std::isfinite(static_cast<double>(parsed));
     if (!is_default && (too_large || !finite || !range.contains(parsed))) {
@@ -97,12 +114,15 @@ void assign_number(T& value, const Option& option, const std::string& text, Rang
         fail_input({.what = "value out of range",
                     .where = where,
                     .expected = allowed.empty() ? cat({kind, " of 64 bits"}) : allowed,
-                    .actual = text});
+                    .actual = text,
+                    .hint = hint});
     }
     value = parsed;
 }
 
-void assign(Option& option, const std::vector<std::string>& texts, const std::string& where) {
+// `help`: the command that tells what the option takes.
+void assign(Option& option, const std::vector<std::string>& texts, const std::string& where,
+            const std::string& help) {
     if (auto* list = std::get_if<std::vector<std::string>*>(&option.target)) {
         **list = texts;
         option.given = true;
@@ -112,15 +132,20 @@ void assign(Option& option, const std::vector<std::string>& texts, const std::st
         fail_input({.what = "repeated flag",
                     .where = where,
                     .expected = "one value",
-                    .actual = cat({texts.size(), ": ", join(texts, ", ")})});
+                    .actual = cat({texts.size(), ": ", join(texts, ", ")}),
+                    .hint = "give it once"});
     const std::string& text = texts[0];
     if (auto* integer = std::get_if<int64_t*>(&option.target)) {
-        assign_number(**integer, option, text, option.integers, where, "an integer");
+        assign_number(**integer, option, text, option.integers, where, "an integer", help);
     } else if (auto* number = std::get_if<double*>(&option.target)) {
-        assign_number(**number, option, text, option.numbers, where, "a number");
+        assign_number(**number, option, text, option.numbers, where, "a number", help);
     } else if (auto* boolean = std::get_if<bool*>(&option.target)) {
         if (text != "true" && text != "false")
-            fail_input({.what = "bad value", .where = where, .expected = "true or false", .actual = text});
+            fail_input({.what = "bad value",
+                        .where = where,
+                        .expected = "true or false",
+                        .actual = text,
+                        .hint = help});
         **boolean = text == "true";
     } else {
         const std::vector<std::string>& choices = option.choices;
@@ -131,7 +156,7 @@ void assign(Option& option, const std::vector<std::string>& texts, const std::st
                         .where = where,
                         .expected = "one of " + join(choices, ", "),
                         .actual = "`" + text + "`",
-                        .hint = did_you_mean("", nearest_name(text, choices), "")});
+                        .hint = did_you_mean("", nearest_name(text, choices), help)});
         *std::get<std::string*>(option.target) = text;
     }
     option.given = true;
@@ -203,6 +228,7 @@ struct Flags::State {
             if (option->positional) return option.get();
         return nullptr;
     }
+    std::string help_command() const { return program + " --help"; }
     // The configuration file belongs to whatever runs: the program, or the chosen command.
     bool takes_config() const { return commands.empty(); }
 
@@ -267,7 +293,7 @@ void Flags::State::take_extras(const std::vector<std::string>& extras) {
         }
         const std::string flag_name = extra.substr(std::min(extra.find_first_not_of('-'), extra.size()),
                                                    extra.find('=') - extra.find_first_not_of('-'));
-        std::string hint = did_you_mean("--", nearest_name(flag_name, flag_names()), program + " --help");
+        std::string hint = did_you_mean("--", nearest_name(flag_name, flag_names()), help_command());
         for (const auto& command : commands)
             if (command->state_->find(flag_name) != nullptr)
                 hint = cat({"--", flag_name, " belongs after `", command->state_->name, "`"});
@@ -281,15 +307,15 @@ void Flags::State::take_extras(const std::vector<std::string>& extras) {
         fail_input({.what = "unknown command",
                     .where = plain[0],
                     .expected = "one of " + join(names, ", "),
-                    .hint = did_you_mean("", nearest_name(plain[0], names), program + " --help")});
+                    .hint = did_you_mean("", nearest_name(plain[0], names), help_command())});
     }
     Option* const option = positional();
     if (option == nullptr)
         fail_input({.what = "unexpected argument",
                     .where = plain[0],
                     .expected = "flags only",
-                    .hint = did_you_mean("--", nearest_name(plain[0], flag_names()), program + " --help")});
-    assign(*option, plain, option->placeholder);
+                    .hint = did_you_mean("--", nearest_name(plain[0], flag_names()), help_command())});
+    assign(*option, plain, option->placeholder, help_command());
 }
 
 void Flags::State::take_file() {
@@ -304,9 +330,13 @@ void Flags::State::take_file() {
         if (option == nullptr)
             fail_input({.what = "unknown name",
                         .where = where,
-                        .hint = did_you_mean("", nearest_name(entry.name, names), program + " --help")});
+                        .hint = did_you_mean("", nearest_name(entry.name, names), help_command())});
         if (entry.is_array && !option->is_list())
-            fail_input({.what = "bad value", .where = where, .expected = "one value", .actual = "an array"});
+            fail_input({.what = "bad value",
+                        .where = where,
+                        .expected = "one value",
+                        .actual = "an array",
+                        .hint = help_command()});
         std::vector<std::string> texts;
         for (const TomlValue& value : entry.values) {
             if (value.is_string != option->is_text())
@@ -315,15 +345,11 @@ void Flags::State::take_file() {
                             .expected = option->is_text()   ? "a string in quotes"
                                         : option->is_bool() ? "true or false"
                                                             : "a number",
-                            .actual = value.is_string ? toml_quote(value.text) : value.text});
-            texts.push_back(value.text);
-            // TOML writes 1_000_000; and +1 where from_chars knows 1 only.
-            if (!value.is_string) {
-                std::erase(texts.back(), '_');
-                if (texts.back().starts_with('+')) texts.back().erase(0, 1);
-            }
+                            .actual = value.is_string ? toml_quote(value.text) : value.text,
+                            .hint = help_command()});
+            texts.push_back(value.is_string ? value.text : plain_number(value.text));
         }
-        assign(*option, texts, where);
+        assign(*option, texts, where, help_command());
     }
 }
 
@@ -335,18 +361,23 @@ void Flags::State::take(CLI::App& app) {
             if (text.starts_with("--") &&
                 std::find(names.begin(), names.end(), text.substr(2)) != names.end())
                 fail_input(
-                    {.what = "missing value", .where = "--" + option.name, .actual = "the flag " + text});
+                    {.what = "missing value",
+                     .where = "--" + option.name,
+                     .actual = "the flag " + text,
+                     .hint = cat({"give --", option.name, " ", option.placeholder, ": ", option.help})});
         return texts;
     };
     take_extras(app.remaining());
     if (takes_config()) {
         Option& file = *find("config");
-        if (const auto texts = texts_of(file); !texts.empty()) assign(file, texts, "--config");
+        if (const auto texts = texts_of(file); !texts.empty())
+            assign(file, texts, "--config", help_command());
         take_file();
     }
     for (const auto& option : options) {
         if (option->positional || option->name == "config") continue;
-        if (const auto texts = texts_of(*option); !texts.empty()) assign(*option, texts, "--" + option->name);
+        if (const auto texts = texts_of(*option); !texts.empty())
+            assign(*option, texts, "--" + option->name, help_command());
     }
     // Once more: the command line goes before the file.
     if (positional() != nullptr) take_extras(app.remaining());
@@ -445,14 +476,20 @@ void Flags::parse(int argc, char** argv) {
     for (int i = 1; i < mark; ++i)
         if (const std::string_view text = argv[i];
             text.starts_with("--") && text.find('=') + 1 == text.size())
-            fail_input({.what = "missing value", .where = std::string(text.substr(0, text.size() - 1))});
+            fail_input({.what = "missing value",
+                        .where = std::string(text.substr(0, text.size() - 1)),
+                        .expected = "a value after `=`",
+                        .hint = state_->help_command()});
     try {
         app.parse(mark, argv);
     } catch (
         const CLI::ArgumentMismatch&) {  // thrown at the end of the line only: every flag takes one value
-        fail_input({.what = "missing value", .where = argv[mark - 1], .expected = "a value after the flag"});
+        fail_input({.what = "missing value",
+                    .where = argv[mark - 1],
+                    .expected = "a value after the flag",
+                    .hint = state_->help_command()});
     } catch (const CLI::Error& error) {
-        fail_input({.what = error.what()});
+        fail_input({.what = error.what(), .hint = state_->help_command()});
     }
     CLI::App* chosen_app = &app;
     State* leaf = state_.get();
@@ -475,7 +512,7 @@ void Flags::parse(int argc, char** argv) {
         for (const auto& command : state_->commands) names.push_back(command->state_->name);
         fail_input({.what = "missing command",
                     .expected = "one of " + join(names, ", "),
-                    .hint = state_->program + " --help"});
+                    .hint = state_->help_command()});
     }
     state_->check_required();
     if (leaf != state_.get()) leaf->check_required();

@@ -16,6 +16,8 @@ public:
     ~Progress();
     void update(int64_t done, std::string_view note = {});
     void finish(std::string_view note = {});
+    // Prints a line on stderr that stays, above the progress line where one is shown.
+    void say(std::string_view line);
 
 private:
     struct State;

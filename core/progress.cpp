@@ -71,7 +71,8 @@ struct Progress::State {
         return text;
     }
 
-    void draw(double now) {
+    // Draws the progress line; `above` goes before it, over what is shown now.
+    void draw(double now, std::string_view above = {}) {
         last_draw = now;
         std::string line;
         if (terminal) {
@@ -87,6 +88,7 @@ struct Progress::State {
             const int used = static_cast<int>(label.size()) + 1 + (total > 0 ? kBarColumns + 1 : 0);
             line += clip(numbers(now), std::max(0, terminal_columns() - 1 - used));
             if (finished) line += '\n';
+            if (!above.empty()) line.insert(0, "\r\033[2K" + std::string(above));
         } else {
             line = label + ": " + numbers(now) + '\n';
         }
@@ -131,6 +133,15 @@ void Progress::finish(std::string_view note) {
     state_->note = note;
     if (state_->first_time < 0) state_->first_time = now;
     state_->draw(now);
+}
+
+void Progress::say(std::string_view line) {
+    std::lock_guard lock(state_->mutex);
+    const std::string whole = std::string(line) + '\n';
+    if (state_->terminal && state_->drawn && !state_->finished)
+        state_->draw(seconds_now(), whole);
+    else
+        std::fwrite(whole.data(), 1, whole.size(), stderr);
 }
 
 double seconds_now() {

@@ -55,6 +55,7 @@ Isa isa_from_name(const char* name) {
     }
     fail_input({.what = "unknown instruction set",
                 .expected = "auto, plain, avx2, avx512 or avx512_bf16",
-                .actual = name});
+                .actual = name,
+                .hint = "--isa auto"});
 }
 #endif

@@ -109,32 +109,47 @@ TEST(Flags, Complaints) {
         {{"--data", "d", "--no-quite"}, "unknown flag: --no-quite  hint: did you mean --no-quiet?"},
         {{"--data", "d", "--zzzzzzzz=1"}, "unknown flag: --zzzzzzzz=1  hint: trainer --help"},
         {{"--data", "d", "-q"}, "unknown flag: -q  hint: did you mean --quiet?"},
-        {{"--data", "d", "--lr", "-1"}, "value out of range: --lr: expected 0 to 1, got -1"},
-        {{"--data", "d", "--lr", "nan"}, "value out of range: --lr: expected 0 to 1, got nan"},
-        {{"--data", "d", "--lr", "1e999"}, "value out of range: --lr: expected 0 to 1, got 1e999"},
-        {{"--data", "d", "--lr", "fast"}, "bad value: --lr: expected a number, got `fast`"},
-        {{"--data", "d", "--steps", "0"}, "value out of range: --steps: expected 1 to 1000, got 0"},
+        {{"--data", "d", "--lr", "-1"},
+         "value out of range: --lr: expected 0 to 1, got -1  hint: trainer --help"},
+        {{"--data", "d", "--lr", "nan"},
+         "value out of range: --lr: expected 0 to 1, got nan  hint: trainer --help"},
+        {{"--data", "d", "--lr", "1e999"},
+         "value out of range: --lr: expected 0 to 1, got 1e999  hint: trainer --help"},
+        {{"--data", "d", "--lr", "fast"},
+         "bad value: --lr: expected a number, got `fast`  hint: trainer --help"},
+        {{"--data", "d", "--steps", "0"},
+         "value out of range: --steps: expected 1 to 1000, got 0  hint: trainer --help"},
         {{"--data", "d", "--steps", "99999999999999999999"},
-         "value out of range: --steps: expected 1 to 1000, got 99999999999999999999"},
+         "value out of range: --steps: expected 1 to 1000, got 99999999999999999999  hint: trainer --help"},
         {{"--data", "d", "--any", "99999999999999999999"},
-         "value out of range: --any: expected an integer of 64 bits, got 99999999999999999999"},
-        {{"--data", "d", "--steps", "1.5"}, "bad value: --steps: expected an integer, got `1.5`"},
-        {{"--data", "d", "--steps", "5x"}, "bad value: --steps: expected an integer, got `5x`"},
+         "value out of range: --any: expected an integer of 64 bits, got 99999999999999999999  hint: trainer "
+         "--help"},
+        {{"--data", "d", "--steps", "1.5"},
+         "bad value: --steps: expected an integer, got `1.5`  hint: trainer --help"},
+        {{"--data", "d", "--steps", "5x"},
+         "bad value: --steps: expected an integer, got `5x`  hint: trainer --help"},
         {{"--data", "d", "--steps", "5", "--steps", "6"},
-         "repeated flag: --steps: expected one value, got 2: 5, 6"},
+         "repeated flag: --steps: expected one value, got 2: 5, 6  hint: give it once"},
         {{"--data", "d", "--quiet", "--no-quiet"},
-         "repeated flag: --quiet: expected one value, got 2: true, false"},
-        {{"--data", "d", "--quiet=maybe"}, "bad value: --quiet: expected true or false, got maybe"},
+         "repeated flag: --quiet: expected one value, got 2: true, false  hint: give it once"},
+        {{"--data", "d", "--quiet=maybe"},
+         "bad value: --quiet: expected true or false, got maybe  hint: trainer --help"},
         {{"--data", "d", "--optimizer", "adam"},
          "bad value: --optimizer: expected one of adamw, muon, sgd, got `adam`  hint: did you mean adamw?"},
         {{}, "missing flag: --data  hint: give --data TEXT: what to train on"},
-        {{"--data"}, "missing value: --data: expected a value after the flag"},
-        {{"--data", "--steps", "5"}, "missing value: --data: got the flag --steps"},
-        {{"--data="}, "missing value: --data"},
-        {{"--data", "d", "--config", "/nowhere/run.toml"},
-         "cannot open file: /nowhere/run.toml: No such file or directory"},
+        {{"--data"}, "missing value: --data: expected a value after the flag  hint: trainer --help"},
+        {{"--data", "--steps", "5"},
+         "missing value: --data: got the flag --steps  hint: give --data TEXT: what to train on"},
+        {{"--data="}, "missing value: --data: expected a value after `=`  hint: trainer --help"},
     };
-    for (const Case& c : cases) EXPECT_EQ(complaint(c.words), c.expected);
+    for (const Case& c : cases) {
+        EXPECT_EQ(complaint(c.words), c.expected);
+        EXPECT_NE(c.expected.find("  hint: "), std::string::npos) << c.expected;
+    }
+    EXPECT_EQ(complaint({"--data", "d", "--optimizer", "lion"}),
+              "bad value: --optimizer: expected one of adamw, muon, sgd, got `lion`  hint: trainer --help");
+    EXPECT_EQ(complaint({"--data", "d", "--config", "/nowhere/run.toml"}),
+              "cannot open file: /nowhere/run.toml: No such file or directory");
     EXPECT_EQ(complaint({"--data", "d", "stray"}, false),
               "unexpected argument: stray: expected flags only  hint: trainer --help");
 }
@@ -170,10 +185,13 @@ TEST_F(FlagsFile, Complaints) {
     EXPECT_EQ(from("data='d'\nsteps=5\nsteps=6"),
               "repeated name: FILE:3: steps: expected each name once, got it again after line 2");
     EXPECT_EQ(from("data='d'\nsteps=5000"),
-              "value out of range: FILE:2: steps: expected 1 to 1000, got 5000");
-    EXPECT_EQ(from("data=d"), "bad value: FILE:1: data: expected a string in quotes, got d");
-    EXPECT_EQ(from("steps='5'"), "bad value: FILE:1: steps: expected a number, got \"5\"");
-    EXPECT_EQ(from("steps=[5]"), "bad value: FILE:1: steps: expected one value, got an array");
+              "value out of range: FILE:2: steps: expected 1 to 1000, got 5000  hint: trainer --help");
+    EXPECT_EQ(from("data=d"),
+              "bad value: FILE:1: data: expected a string in quotes, got d  hint: trainer --help");
+    EXPECT_EQ(from("steps='5'"),
+              "bad value: FILE:1: steps: expected a number, got \"5\"  hint: trainer --help");
+    EXPECT_EQ(from("steps=[5]"),
+              "bad value: FILE:1: steps: expected one value, got an array  hint: trainer --help");
     EXPECT_EQ(from("[model]"),
               "malformed TOML: FILE:1: expected `name = value` (tables are not used), got `[model]`");
     EXPECT_EQ(from("data 'd'"), "malformed TOML: FILE:1: expected `name = value`, got `'d'`");
@@ -186,6 +204,21 @@ TEST_F(FlagsFile, Complaints) {
     EXPECT_EQ(from("lr = 1 2"), "malformed TOML: FILE:1: expected the end of the line, got `2`");
     EXPECT_EQ(from("include = ['a' 'b']"), "malformed TOML: FILE:1: expected `,` or `]`, got `'b']`");
     EXPECT_EQ(from("steps = 5"), "missing flag: --data  hint: give --data TEXT: what to train on");
+}
+
+TEST_F(FlagsFile, MarksInNumbers) {
+    Settings s;
+    parse(s, {"--config", file("data='d'\nsteps=1_0_0\nany=-2_5\nlr=+1_0e-2_0\ntilt=+1.2_5e+1")});
+    EXPECT_EQ(s.steps, 100);
+    EXPECT_EQ(s.any, -25);
+    EXPECT_EQ(s.lr, 1e-19);
+    EXPECT_EQ(s.tilt, 12.5);
+    for (const char* bad :
+         {"_1_0__", "1_", "_1", "1__0", "+-5", "-+5", "++5", "+_5", "+", "_", "1_.5", "1._5"}) {
+        const std::string text = complaint({"--config", file(std::string("data='d'\nany=") + bad)});
+        EXPECT_NE(text.find(cat({"any: expected an integer, got `", bad, "`  hint: "})), std::string::npos)
+            << bad << ": " << text;
+    }
 }
 
 TEST_F(FlagsFile, ResolvedTomlReadsBack) {

@@ -30,6 +30,7 @@ TEST(Isa, NamesRoundTripAndUnknownOnesAreRefused) {
     const std::string message = message_of<InputError>([] { isa_from_name("avx1024"); });
     EXPECT_NE(message.find("avx1024"), std::string::npos) << message;
     EXPECT_NE(message.find("plain, avx2"), std::string::npos) << message;
+    EXPECT_NE(message.find("hint: --isa auto"), std::string::npos) << message;
 }
 
 TEST(Isa, EverySetUpToTheBestCanBeChosenAndNoneAbove) {

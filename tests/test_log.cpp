@@ -220,6 +220,16 @@ void with_stderr(int fd, Body body) {
     close(saved);
 }
 
+// All that was written to a pseudo terminal whose other end is closed.
+std::string shown_on(int terminal) {
+    std::string text;
+    char buffer[4096];
+    for (ssize_t n; (n = read(terminal, buffer, sizeof buffer)) > 0;)
+        text.append(buffer, static_cast<size_t>(n));
+    close(terminal);
+    return text;
+}
+
 }  // namespace
 
 TEST_F(Logs, ProgressInALogIsAPlainLine) {
@@ -272,12 +282,8 @@ TEST_F(Logs, ProgressOnATerminalIsRedrawn) {
         usleep(110'000);
         failing.update(1);
     });
-    char buffer[8192];
-    const ssize_t n = read(terminal, buffer, sizeof buffer);
-    close(terminal);
     close(user);
-    ASSERT_GT(n, 0);
-    const std::string text(buffer, static_cast<size_t>(n));
+    const std::string text = shown_on(terminal);
     size_t draws = 0, longest = 0;
     for (size_t at = 0; (at = text.find("\r\033[2K", at)) != std::string::npos; ++draws) {
         at += 5;
@@ -298,6 +304,49 @@ TEST_F(Logs, ProgressOnATerminalIsRedrawn) {
     EXPECT_NE(text.find("100%"), std::string::npos) << text;
     EXPECT_NE(text.find("\r\n"), std::string::npos) << text;
     EXPECT_TRUE(text.ends_with("\n")) << "a failure's message deserves its own line: " << text;
+}
+
+TEST_F(Logs, WhatProgressSaysIsALineOfItsOwn) {
+    int terminal = -1, user = -1;
+    winsize size{};
+    size.ws_col = 70;
+    if (openpty(&terminal, &user, nullptr, nullptr, &size) != 0) GTEST_SKIP() << "no pseudo terminals here";
+    const auto talk = [] {
+        Progress progress("train", 100, "tok");
+        progress.say("before the first update");
+        usleep(110'000);
+        progress.update(50, "loss 2.5");
+        progress.say("step 7 skipped");
+        progress.update(100);
+        progress.finish("end");
+        progress.say("after the end");
+    };
+    with_stderr(user, talk);
+    close(user);
+    std::string text = shown_on(terminal);
+    EXPECT_TRUE(text.starts_with("before the first update\r\n\r\033[2K")) << text;
+    EXPECT_TRUE(text.ends_with("\r\nafter the end\r\n")) << text;
+    // The line that is shown is cleared, the message follows, the progress line comes again.
+    const size_t said = text.find("loss 2.5\r\033[2Kstep 7 skipped\r\n\r\033[2K");
+    ASSERT_NE(said, std::string::npos) << text;
+    const std::string after = text.substr(said + 10);
+    EXPECT_NE(after.find("loss 2.5"), std::string::npos) << "not drawn again: " << text;
+
+    const std::string path = directory_ + "/stderr";
+    const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_APPEND, 0600);
+    with_stderr(fd, [&] {
+        talk();
+        set_progress_enabled(false);
+        Progress quiet("quiet", 10, "tok");
+        quiet.update(5);
+        quiet.say("said though quiet");
+        set_progress_enabled(true);
+    });
+    close(fd);
+    text = read_file(path);
+    EXPECT_TRUE(text.starts_with("before the first update\nstep 7 skipped\ntrain: 100%")) << text;
+    EXPECT_TRUE(text.ends_with("\nafter the end\nsaid though quiet\n")) << text;
+    EXPECT_EQ(text.find('\033'), std::string::npos) << text;
 }
 
 TEST(Human, Numbers) {
