@@ -1,6 +1,7 @@
 // build/evaluate: held-out loss, perplexity and bits per byte of a checkpoint; writes report.json and, for a
 // run directory, its report.html.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <optional>
 
@@ -24,11 +25,33 @@ std::vector<ReportFact> parse_facts(const std::vector<std::string>& texts) {
     for (const std::string& text : texts) {
         const size_t equals = text.find('=');
         if (equals == std::string::npos) {
-            fail_input({.what = "not a fact", .where = "--fact", .expected = "NAME=VALUE", .actual = text});
+            fail_input({.what = "not a fact",
+                        .where = "--fact",
+                        .expected = "NAME=VALUE",
+                        .actual = text,
+                        .hint = "--fact 'corpus=my notes'"});
         }
-        facts.push_back({text.substr(0, equals), text.substr(equals + 1)});
+        const std::string name = text.substr(0, equals);
+        facts.push_back({name, text.substr(equals + 1), name.find("bits per byte") != std::string::npos});
     }
     return facts;
+}
+
+// The verdict before all other facts: this program's own, which is not the log's of the run.
+std::vector<ReportFact> with_result(const std::vector<ReportFact>& facts, const Perplexity& result,
+                                    int64_t seq_len, const std::string& dtype) {
+    const auto decimals = [](double value, int digits) {
+        char text[64];
+        std::snprintf(text, sizeof text, "%.*f", digits, value);
+        return std::string(text);
+    };
+    const std::string how = cat({"build/evaluate, windows of ", seq_len, " tokens, ", dtype});
+    std::vector<ReportFact> all;
+    if (std::isfinite(result.bits_per_byte()))
+        all.push_back({cat({"held-out bits per byte (", how, ")"}), decimals(result.bits_per_byte(), 4)});
+    all.push_back({cat({"held-out loss in nats per token (", how, ")"}), decimals(result.loss(), 6)});
+    all.insert(all.end(), facts.begin(), facts.end());
+    return all;
 }
 
 int body(int argc, char** argv) {
@@ -49,7 +72,8 @@ int body(int argc, char** argv) {
     flags.add("mask-documents", mask_documents, "keep documents of one window from seeing each other");
     flags.add("out", out, "directory for report.json (and report.html with --report)");
     flags.add("report", report, "--out is a training run: write its report.html");
-    flags.add_list("fact", fact_texts, "NAME=VALUE for the report's table; may be repeated");
+    flags.add_list("fact", fact_texts,
+                   "NAME=VALUE for the report's table; \"... bits per byte=X\" is a line in its plot");
     flags.add("threads", threads, "threads; 0: all cores", 0, 256);
     flags.add("isa", isa, "auto, plain, avx2, avx512 or avx512_bf16");
     flags.parse(argc, argv);
@@ -128,7 +152,7 @@ int body(int argc, char** argv) {
         for (const ReportFact& fact : facts) line.add(fact.name, fact.value);
         write_file_atomic(out + "/report.json", line.text() + "\n");
     }
-    if (report) write_run_report(out, facts);
+    if (report) write_run_report(out, with_result(facts, result, seq_len, dtype));
     return 0;
 }
 

@@ -2,6 +2,7 @@
 #include "eval/report.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -125,18 +126,19 @@ void write_run_report(const std::string& run_directory, const std::vector<Report
             "<tr><td>" + html_escape(name) + "</td><td class=\"num\">" + html_escape(value) + "</td></tr>\n";
     };
     std::vector<PlotLine> yardsticks;
-    if (!h.last_eval.is_null()) {
-        fact("held-out bits per byte", decimals(number_or_nan(h.last_eval, "val_bpb"), 4));
-        fact("held-out loss (nats per token)", decimals(number_or_nan(h.last_eval, "val_loss"), 6));
-    }
     for (const ReportFact& f : facts) {
         fact(f.name, f.value);
-        // Another compressor's bits per byte is the yardstick of ours.
-        if (f.name.find("bits per byte") != std::string::npos) {
-            char* end = nullptr;
-            const double value = std::strtod(f.value.c_str(), &end);
-            if (end != f.value.c_str()) yardsticks.push_back({f.name, value});
-        }
+        double value = 0;
+        const char* const end = f.value.data() + f.value.size();
+        if (f.yardstick && std::from_chars(f.value.data(), end, value).ec == std::errc{})
+            yardsticks.push_back({f.name, value});
+    }
+    if (!h.last_eval.is_null()) {
+        // Of the run's own windows and arithmetic; build/evaluate may judge by others.
+        const double bpb = number_or_nan(h.last_eval, "val_bpb");
+        if (std::isfinite(bpb)) fact("held-out bits per byte during training", decimals(bpb, 4));
+        fact("held-out loss during training (nats per token)",
+             decimals(number_or_nan(h.last_eval, "val_loss"), 6));
     }
     if (!h.last_step.is_null()) {
         fact("steps", short_number(number_or_nan(h.last_step, "step")));

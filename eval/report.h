@@ -7,6 +7,7 @@
 
 struct ReportFact {
     std::string name, value;
+    bool yardstick = false;  // another compressor's bits per byte: drawn across the curve of ours
 };
 // Reads DIR/log.jsonl and DIR/config.toml; `facts` come first in the report's table (e.g. xz bits per byte,
 // corpus). Written atomically. A run directory without a log is an InputError.

@@ -207,7 +207,8 @@ TEST_F(Eval, ReportStandsOnItsOwn) {
                       "{\"kind\":\"sample\",\"step\":3,\"text\":7}\n"
                       "{\"kind\":\"later\"}\n"
                       "{\"kind\":\"end\",\"step\":3,\"peak_rss_bytes\":1048576,\"plan_bytes\":2097152}\n");
-    write_run_report(run, {{"xz bits per byte", "3.1"}, {"corpus", "a & b"}});
+    write_run_report(
+        run, {{"our own bits per byte", "2.7"}, {"xz bits per byte", "3.1", true}, {"corpus", "a & b"}});
     const std::string html = read_file(run + "/report.html");
     for (const char* section :
          {"Training run", "Curves", "Loss (nats per token)", "Held-out bits per byte", "Tokens per second",
@@ -221,6 +222,9 @@ TEST_F(Eval, ReportStandsOnItsOwn) {
         << "a repeated step is one step";
     EXPECT_NE(html.find("<td>log lines that could not be read</td><td class=\"num\">1</td>"),
               std::string::npos);
+    EXPECT_NE(html.find("<td>held-out bits per byte during training</td><td class=\"num\">2.7500</td>"),
+              std::string::npos);
+    EXPECT_EQ(count(html, "our own bits per byte"), 1u) << "a fact, and no line across the plot";
     for (const char* outside : {"http", "<script", "<link", "@import", "src=", "url("})
         EXPECT_EQ(html.find(outside), std::string::npos) << outside << ": the file is not self-contained";
     EXPECT_EQ(count(html, "<svg"), 5u);
@@ -229,7 +233,8 @@ TEST_F(Eval, ReportStandsOnItsOwn) {
 
 TEST_F(Eval, ProgramsOnACheckpoint) {
     const std::string out = fresh();
-    const Outcome trained = train(out, {"--steps", "60", "--micro-batch", "8"});
+    const Outcome trained =
+        train(out, {"--steps", "60", "--micro-batch", "8", "--val-data", path("shards/val_*.bin")});
     ASSERT_EQ(trained.exit_code, 0) << trained.err;
     const std::string model = out + "/step_00000060";
     const std::vector<std::string> arguments = {"--model",          model, "--prompt", "the baker",
@@ -254,11 +259,25 @@ TEST_F(Eval, ProgramsOnACheckpoint) {
                     {.input = "the baker"});
     EXPECT_EQ(piped.out, generate({"--greedy"}));
 
-    const Outcome evaluated =
-        run_program("evaluate", {"--model", model, "--data", path("shards/val_*.bin"), "--out", out,
-                                 "--report", "--fact", "corpus=toy sentences", "--dtype", "bf16"});
+    const Outcome evaluated = run_program(
+        "evaluate", {"--model", model, "--data", path("shards/val_*.bin"), "--out", out, "--report", "--fact",
+                     "corpus=toy sentences", "--fact", "xz bits per byte=1.5", "--dtype", "bf16"});
     ASSERT_EQ(evaluated.exit_code, 0) << evaluated.err;
     EXPECT_TRUE(evaluated.last_line().starts_with("evaluate: loss=")) << evaluated.out;
-    EXPECT_NE(read_file(out + "/report.html").find("toy sentences"), std::string::npos);
-    EXPECT_EQ(nlohmann::json::parse(read_file(out + "/report.json")).at("corpus"), "toy sentences");
+    const std::string html = read_file(out + "/report.html");
+    const auto json = nlohmann::json::parse(read_file(out + "/report.json"));
+    EXPECT_NE(html.find("toy sentences"), std::string::npos);
+    EXPECT_EQ(json.at("corpus"), "toy sentences");
+    // The report's verdict is the program's own; the yardstick is xz's, and no other line crosses the plot.
+    char bpb[32];
+    std::snprintf(bpb, sizeof bpb, "%.4f", json.at("bits_per_byte").get<double>());
+    EXPECT_NE(
+        html.find(cat({"<td>held-out bits per byte (build/evaluate, windows of 256 tokens, bf16)</td><td "
+                       "class=\"num\">",
+                       bpb, "</td>"})),
+        std::string::npos)
+        << html.substr(html.find("<table>"), 1000);
+    EXPECT_LT(html.find("(build/evaluate"), html.find("during training"));
+    EXPECT_EQ(count(html, "class=\"yardstick\""), 1u);
+    EXPECT_NE(html.find("xz bits per byte 1.5"), std::string::npos);
 }

@@ -16,6 +16,12 @@ struct Bad {
     Strings fragments;
 };
 
+// Whoever mistypes a flag is told what to type.
+std::vector<Bad> with_hint(std::vector<Bad> rows) {
+    for (Bad& row : rows) row.fragments.push_back("  hint: ");
+    return rows;
+}
+
 // A shard of llm.c's format without a manifest.
 std::string shard_bytes(int32_t magic, int32_t version, int32_t num_tokens,
                         const std::vector<uint16_t>& tokens) {
@@ -190,7 +196,7 @@ TEST_F(BadInput, Models) {
 }
 
 TEST_F(BadInput, Flags) {
-    check_train({
+    check_train(with_hint({
         {"unknown flag", {"--learning-rat", "1"}, {"--learning-rat", "hint:"}},
         {"near miss", {"--warmpu", "1"}, {"--warmpu", "did you mean --warmup"}},
         {"not a number", {"--steps", "many"}, {"--steps", "many"}},
@@ -209,7 +215,7 @@ TEST_F(BadInput, Flags) {
         {"a prompt beyond the positions",
          {"--sample-prompt", toy_document(9, 200)},
          {"sample prompt", "at most 254 tokens", "hint:"}},
-    });
+    }));
     const Strings good = flags(fresh());
     Strings repeated = good, without_out, dangling = good;
     repeated.insert(repeated.end(), {"--lr", "1"});
@@ -219,13 +225,14 @@ TEST_F(BadInput, Flags) {
             ++i;
         else
             without_out.push_back(good[i]);
-    check_program("train", {{"repeated flag", repeated, {"repeated flag", "--lr", "got 2: 3e-3, 1"}},
-                            {"missing flag", without_out, {"missing flag", "--out", "hint:"}},
-                            {"missing value", dangling, {"missing value", "--warmup"}},
-                            {"no flags", {}, {"missing flag", "--train-data", "hint:"}}});
+    check_program("train",
+                  with_hint({{"repeated flag", repeated, {"repeated flag", "--lr", "got 2: 3e-3, 1"}},
+                             {"missing flag", without_out, {"missing flag", "--out", "hint:"}},
+                             {"missing value", dangling, {"missing value", "--warmup"}},
+                             {"no flags", {}, {"missing flag", "--train-data", "hint:"}}}));
     const std::string config = raw("bad.toml", "steps = 3\nlearning_rate = 1\n");
-    check_train(
-        {{"unknown name in the file", {"--config", config}, {"bad.toml:2", "learning_rate", "hint:"}}});
+    check_train(with_hint(
+        {{"unknown name in the file", {"--config", config}, {"bad.toml:2", "learning_rate", "hint:"}}}));
 }
 
 TEST_F(BadInput, MemoryIsRefusedBeforeAnythingIsAllocated) {
