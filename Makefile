@@ -80,12 +80,13 @@ JOBS ?= $(shell nproc)
 .PHONY: all programs deps demo test test-full test-peers bench lint format help clean
 programs: $(PROGRAMS)
 all:  ## every program into build/
+	@scripts/deps.sh build
 	@echo "ingot: cpu kernels for plain$(ISAS:%= %) | cuda, mpi: not built yet (CHANGELOG.md)"
 	@$(MAKE) -j$(JOBS) programs
 deps:  ## install what is missing from the distribution's packages (root or sudo)
-	@scripts/deps.sh build test bench lint demo
+	@scripts/deps.sh build test bench lint demo peers
 demo:  ## raw text to an evaluated model and a report, one command; CORPUS=DIR for your own text
-	@scripts/deps.sh build demo
+	@scripts/deps.sh demo
 	@$(MAKE) all
 	@CORPUS="$(CORPUS)" scripts/demo.sh $(BUILD)
 
@@ -113,7 +114,7 @@ test-full:  ## test, then the same under AddressSanitizer and UndefinedBehaviorS
 	@$(MAKE) test BUILD=build/asan CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
 		CXX="$(CXX) -fsanitize=address,undefined"
 test-peers:  ## against transformers, tokenizers and tiktoken in a private Python environment
-	@scripts/deps.sh build
+	@scripts/deps.sh peers || true  # what cannot be had is a counted skip
 	@$(MAKE) all
 	@scripts/peers/run.sh $(BUILD)
 bench:  ## B=train, matmul, attention, ops: measured beside the machine's own peak, in one run
@@ -126,8 +127,18 @@ lint:  ## layers, sizes, names, format, paths in the documents
 format:  ## clang-format on every source file
 	@scripts/deps.sh lint
 	clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+# Variables that `make help` names:
+#= T=name          the one test to run              make test T=rope
+#= B=name          the one benchmark to run         make bench B=train
+#= ARGS='...'      flags of the benchmark           make bench B=matmul ARGS='--tokens 256'
+#= CORPUS=DIR      your own text for the demo       make demo CORPUS=notes
+#= DEMO_DIR=DIR    where the demo works             build/demo
+#= DEMO_STEPS=N    training steps of the demo       300
+#= BUILD=DIR       where to build                   build
+#= JOBS=N          compilations at a time           all cores
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+	@echo; sed -n 's/^#= /  /p' Makefile
 clean:  ## remove build/
 	rm -rf build
 

@@ -4,6 +4,7 @@
 #   scripts/corpus.sh DEST               fetches nothing when DEST is complete
 #   scripts/corpus.sh --from DIR DEST    sources.json for your own .txt .md .html .jsonl(.zst) files in DIR
 set -euo pipefail
+export LC_ALL=C  # apt's words and awk's numbers are read below
 
 # Raise it when what is taken from a package changes: corpora made by an older recipe are made again.
 recipe=1
@@ -15,6 +16,7 @@ if [ "${1:-}" = --from ]; then
     [ $# = 3 ] || fail "--from needs a directory and a destination" "scripts/corpus.sh --from DIR DEST"
     [ -e "$2" ] || fail "$2 is not there" "name a directory of .txt .md .html .jsonl files"
     mkdir -p "$3"
+    rm -f "$3/.recipe"  # whatever DEST was, it is the packages' corpus no longer
     from=$(realpath "$2")
     {
         printf '[\n  {"name": "user", "path": %s,\n' "$(json "$from")"

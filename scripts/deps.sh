@@ -1,7 +1,8 @@
 #!/bin/bash
 # Installs what is missing from the distribution's packages and says what for; does nothing when all is there.
-#   scripts/deps.sh build|test|lint|demo ...     each word adds its packages
+#   scripts/deps.sh build|test|bench|lint|demo|peers ...     each word adds its packages
 set -euo pipefail
+export LC_ALL=C
 
 packages() {
     case $1 in
@@ -27,16 +28,31 @@ LIST
             ;;
         lint) cat <<'LIST'
 clang-format         format check
+git                  which files are ours
 LIST
             ;;
         demo) cat <<'LIST'
 xz-utils             the yardstick: xz -9e on the held-out text
 LIST
             ;;
-        *) echo "deps: unknown group '$1'  hint: build, test, bench, lint or demo" >&2; exit 2 ;;
+        peers) cat <<'LIST'
+python3-venv         the other implementations live in a Python environment of their own
+LIST
+            ;;
+        *) return 2 ;;
     esac
 }
 
+for group in "$@"; do
+    packages "$group" >/dev/null || {
+        echo "error: deps: unknown group '$group'  hint: build, test, bench, lint, demo or peers" >&2
+        exit 2
+    }
+done
+if ! command -v dpkg-query >/dev/null; then
+    echo "deps: no dpkg here: the packages of this system must bring what scripts/deps.sh lists for: $*" >&2
+    exit 0
+fi
 missing=()
 for group in "$@"; do
     while read -r name why; do
@@ -51,7 +67,7 @@ done
 as_root=()
 if [ "$(id -u)" != 0 ]; then
     if ! command -v sudo >/dev/null; then
-        echo "error: packages are missing and this is not root  hint: as root: apt-get install ${missing[*]}" >&2
+        echo "error: packages are missing and this is not root  hint: as root: apt-get install ${missing[*]}  (installed otherwise: make programs)" >&2
         exit 2
     fi
     as_root=(sudo)

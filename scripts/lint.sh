@@ -5,8 +5,14 @@ cd "$(dirname "$0")/.."
 problems=0
 problem() { echo "lint: $*"; problems=$((problems + 1)); }
 
-files=$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
-code=$(for f in $files; do [ -f "$f" ] && echo "$f"; done)
+# Nothing to check is not clean: git refuses a clone of another owner, and an archive is no clone at all.
+if ! tracked=$(git ls-files 2>&1) || [ -z "$tracked" ]; then
+    echo "error: lint: git lists no files in $PWD: $(echo "$tracked" | head -n 1)" \
+        " hint: run it in a clone; of another owner: git config --global --add safe.directory $PWD" >&2
+    exit 2
+fi
+files=$(for f in $tracked; do [ -f "$f" ] && echo "$f"; done)
+code=$(echo "$files" | grep -E '\.(h|cpp|cu|cuh)$')
 
 # ---- layers: "A <- B" in the design: B may include A, nothing else may ---------------------------------------------
 allowed() {
@@ -35,8 +41,7 @@ for f in $code; do
 done
 
 # ---- sizes: soft cap 400 lines (told), hard cap 700, attention.cu 900, train.cu 400 --------------------------------
-for f in $code $(git ls-files '*.sh' '*.py' Makefile); do
-    [ -f "$f" ] || continue
+for f in $code $(echo "$files" | grep -E '(\.(sh|py)|^Makefile)$'); do
     lines=$(wc -l <"$f")
     cap=700
     case $f in
@@ -52,7 +57,7 @@ for f in $code $(git ls-files '*.sh' '*.py' Makefile); do
 done
 
 # ---- names, banners, leftovers -------------------------------------------------------------------------------------
-for f in $(git ls-files); do
+for f in $files; do
     case $(basename "$f" | sed 's/\..*//') in utils | util | misc | common | helpers | helper) problem "$f: a name that says nothing" ;; esac
 done
 for f in $code; do
@@ -78,6 +83,10 @@ for doc in README.md TOUR.md CONTRIBUTING.md; do
         [ -e "$path" ] || problem "$doc names $path, which does not exist"
     done < <(grep -oE '`(core|kernels|tokenizer|data|model|eval|tests|bench|scripts|\.ci)/[A-Za-z0-9_./]*`' "$doc" | tr -d '\`' | sort -u)
 done
+
+# ---- the tour says how long it takes -------------------------------------------------------------------------------
+minutes=$(sed -n 's/^| \([0-9]*\) |.*/\1/p' TOUR.md | awk '{ sum += $1 } END { print sum + 0 }')
+grep -q "the whole is $minutes minutes" TOUR.md || problem "TOUR.md's stops take $minutes minutes, it says otherwise"
 
 # ---- format --------------------------------------------------------------------------------------------------------
 if command -v clang-format >/dev/null; then

@@ -3,6 +3,7 @@
 #   scripts/test.sh LOG_DIR PROGRAM...
 # A program that crashes counts as one failure more. Skips are printed with their reason.
 set -uo pipefail
+export LC_ALL=C  # awk's numbers
 logs=$1
 shift
 mkdir -p "$logs"
