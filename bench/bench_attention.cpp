@@ -1,14 +1,15 @@
 // Attention on real shapes: forward, backward and decoding. One line a shape: median and spread of the wall
 // time, GFLOP/s (causal pairs only: 4 D a visible pair forward, 10 D backward) and the share of this
 // machine's FMA peak.
-//   build/bench/bench_attention [part of a name [f32|mixed|bf16|decode [instruction set]]]
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "bench/parse.h"
+#include "core/error.h"
+#include "core/flags.h"
 #include "core/log.h"
 #include "core/rng.h"
 #include "core/threads.h"
@@ -42,9 +43,7 @@ Times measure(const std::function<void()>& body) {
         seconds.push_back(seconds_now() - start);
         spent += seconds.back();
     }
-    std::sort(seconds.begin(), seconds.end());
-    const size_t n = seconds.size();
-    return {seconds[n / 2], seconds[n / 10], seconds[n - 1 - n / 10]};
+    return {quantile(seconds, 0.5), quantile(seconds, 0.1), quantile(seconds, 0.9)};
 }
 
 void report(const std::string& name, const char* what, const Times& t, double flops, double peak) {
@@ -79,7 +78,9 @@ double visible_pairs(const Shape& s) {
     return pairs * static_cast<double>(s.rows * s.num_heads);
 }
 
-void bench_training(const Shape& s, DType dtype, MatmulMath math, const char* precision) {
+void bench_training(const Shape& s, const Precision& precision) {
+    const DType dtype = precision.dtype;
+    const MatmulMath math = precision.math;
     const int64_t n = s.rows * s.length, channels = s.num_heads * s.dim, d = s.dim;
     const int64_t wide = (s.num_heads + 2 * s.num_kv_heads) * d, each = dtype_bytes(dtype);
     const AttentionShape shape{s.num_heads, s.num_kv_heads, s.window, 0};
@@ -99,7 +100,7 @@ void bench_training(const Shape& s, DType dtype, MatmulMath math, const char* pr
     const Tensor cu = tensor_of(bounds.data(), s.rows + 1);
     const double pairs = visible_pairs(s) * static_cast<double>(d);
     const double peak = peak_gflops(math);
-    const std::string label = std::string(precision) + " ";
+    const std::string label = precision.name + " ";
     report(s.name, (label + "forward").c_str(),
            measure([&] { attention_forward(out, lse, qkv, cu, shape, math); }), 4 * pairs, peak);
     report(s.name, (label + "backward").c_str(),
@@ -127,22 +128,47 @@ void bench_decoding(const Shape& s, DType dtype, const char* precision) {
                 static_cast<double>(k.bytes() + v.bytes()) / t.median * 1e-9);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-    const char* part = argc > 1 ? argv[1] : "";
-    const char* precision = argc > 2 ? argv[2] : "";
-    if (argc > 3) set_isa(isa_from_name(argv[3]));
-    std::printf("%d threads, %s; measured peak %.0f (f32), %.0f (bf16) GFLOP/s\n", num_threads(),
-                isa_name(current_isa()), peak_gflops(MatmulMath::f32), peak_gflops(MatmulMath::bf16));
+int body(int argc, char** argv) {
+    std::string part, dtypes = "fp32,mixed,bf16", isa = "auto";
+    int64_t threads = 0;
+    bool decode = true;
+    Flags flags("bench_attention", "Attention on real shapes: forward, backward and decoding.",
+                "  make bench B=attention\n"
+                "  make bench B=attention ARGS='--shape gpt2 --dtypes bf16 --no-decode --isa avx2'");
+    flags.add("shape", part, "only shapes whose name holds this");
+    flags.add("dtypes", dtypes, "fp32, bf16, or mixed (f32 operands, bf16 products), comma-separated");
+    flags.add("decode", decode, "also one new token against a full cache, in fp32 and bf16");
+    flags.add("isa", isa, "auto, plain, avx2, avx512 or avx512_bf16");
+    flags.add("threads", threads, "threads; 0: all cores", 0, 256);
+    flags.parse(argc, argv);
+    const std::vector<Precision> precisions = parse_precisions(dtypes, "--dtypes");
+    std::vector<Shape> shapes;
+    std::string names;
     for (const Shape& s : kShapes) {
-        if (std::strstr(s.name, part) == nullptr) continue;
-        if (std::strstr("f32", precision)) bench_training(s, DType::f32, MatmulMath::f32, "f32");
-        if (std::strstr("mixed", precision)) bench_training(s, DType::f32, MatmulMath::bf16, "mixed");
-        if (std::strstr("bf16", precision)) bench_training(s, DType::bf16, MatmulMath::bf16, "bf16");
-        if (std::strstr("decode", precision) && s.rows == 1 && s.window == 0) {
-            bench_decoding(s, DType::f32, "f32");
+        if (std::string(s.name).find(part) != std::string::npos) shapes.push_back(s);
+        names += (names.empty() ? "" : ", ") + std::string(s.name);
+    }
+    if (shapes.empty())
+        fail_input({.what = "no shape has that name",
+                    .where = "--shape",
+                    .expected = "part of: " + names,
+                    .actual = part,
+                    .hint = "--shape gpt2"});
+    if (threads > 0) set_num_threads(static_cast<int>(threads));
+    set_isa(isa_from_name(isa.c_str()));
+
+    std::printf("%d threads, %s; measured peak %.0f (fp32), %.0f (bf16) GFLOP/s\n", num_threads(),
+                isa_name(current_isa()), peak_gflops(MatmulMath::f32), peak_gflops(MatmulMath::bf16));
+    for (const Shape& s : shapes) {
+        for (const Precision& precision : precisions) bench_training(s, precision);
+        if (decode && s.rows == 1 && s.window == 0) {
+            bench_decoding(s, DType::f32, "fp32");
             bench_decoding(s, DType::bf16, "bf16");
         }
     }
+    return 0;
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return run_main(argc, argv, body); }

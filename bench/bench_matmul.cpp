@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/parse.h"
 #include "bench/shapes.h"
 #include "core/error.h"
 #include "core/flags.h"
@@ -28,20 +29,6 @@ struct Options {
     bool accumulate = false;
     bool detail = false;
 };
-
-std::vector<std::string> split(const std::string& text) {
-    std::vector<std::string> parts;
-    for (size_t begin = 0; begin < text.size();) {
-        const size_t end = std::min(text.find(',', begin), text.size());
-        parts.push_back(text.substr(begin, end - begin));
-        begin = end + 1;
-    }
-    return parts;
-}
-double quantile(std::vector<double> values, double q) {
-    std::sort(values.begin(), values.end());
-    return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
-}
 
 // Owns its memory; values in (-1, 1) / 32, cheap to make and without a denormal.
 class Matrix {
@@ -126,9 +113,9 @@ void print_detail(const std::vector<Linear>& linears, int64_t tokens, double pea
 }
 
 // False when a speed above the peak shows that the measurement is broken.
-bool run(const Options& options, const ModelShape& model, const std::string& dtype_name, int64_t tokens) {
-    const DType dtype = dtype_name == "bf16" ? DType::bf16 : DType::f32;
-    const MatmulMath math = dtype_name == "fp32" ? MatmulMath::f32 : MatmulMath::bf16;
+bool run(const Options& options, const ModelShape& model, const Precision& precision, int64_t tokens) {
+    const DType dtype = precision.dtype;
+    const MatmulMath math = precision.math;
     std::vector<Linear> linears;
     double flops = 0;
     for (const LinearShape& shape : model.linears) {
@@ -169,12 +156,12 @@ bool run(const Options& options, const ModelShape& model, const std::string& dty
         "matmul_step model=%s tokens=%lld dtype=%s isa=%s threads=%d gflops=%.1f peak_gflops=%.1f "
         "peak_share=%.3f spread=%.3f p10=%.1f p90=%.1f best=%.1f best_share=%.3f ms=%.1f steps=%lld "
         "accumulate=%d\n",
-        model.name, static_cast<long long>(tokens), dtype_name.c_str(), isa_name(current_isa()),
+        model.name, static_cast<long long>(tokens), precision.name.c_str(), isa_name(current_isa()),
         num_threads(), median * 1e-9, peak * 1e-9, median / peak, (p90 - p10) / median, p10 * 1e-9,
         p90 * 1e-9, flops / best_seconds * 1e-9, flops / best_seconds / peak, quantile(seconds, 0.5) * 1e3,
         static_cast<long long>(options.steps), options.accumulate);
     if (options.detail) print_detail(linears, tokens, peak);
-    std::fflush(stdout);
+    flush_stdout();
     if (p90 > peak) std::fprintf(stderr, "error: faster than the measured peak: the measurement is broken\n");
     return p90 <= peak;
 }
@@ -197,13 +184,17 @@ int body(int argc, char** argv) {
     flags.add("detail", options.detail, "also one line per shape and product");
     flags.parse(argc, argv);
     if (options.threads > 0) set_num_threads(static_cast<int>(options.threads));
+    const std::vector<Isa> isas = parse_isas(options.isas, "--isas");
+    const std::vector<int64_t> token_counts = parse_counts(options.tokens, "--tokens");
+    const std::vector<Precision> precisions = parse_precisions(options.dtypes, "--dtypes");
+    for (const Isa isa : isas) set_isa(isa);  // refuses what is not there before anything is measured
     for (const ModelShape& model : model_shapes()) {
         if (model.name != options.model) continue;
-        for (const std::string& isa : split(options.isas)) {
-            set_isa(isa_from_name(isa.c_str()));
-            for (const std::string& tokens : split(options.tokens)) {
-                for (const std::string& dtype : split(options.dtypes)) {
-                    if (!run(options, model, dtype, std::stoll(tokens))) return 1;
+        for (const Isa isa : isas) {
+            set_isa(isa);
+            for (const int64_t tokens : token_counts) {
+                for (const Precision& precision : precisions) {
+                    if (!run(options, model, precision, tokens)) return 1;
                 }
             }
         }

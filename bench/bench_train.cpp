@@ -8,10 +8,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <vector>
 
+#include "bench/parse.h"
 #include "core/error.h"
 #include "core/flags.h"
 #include "core/log.h"
@@ -35,22 +38,6 @@ struct Options {
     int64_t steps = 5;
 };
 
-std::vector<std::string> split(const std::string& text, char separator) {
-    std::vector<std::string> parts;
-    size_t begin = 0;
-    while (begin <= text.size()) {
-        const size_t end = std::min(text.find(separator, begin), text.size());
-        if (end > begin) parts.push_back(text.substr(begin, end - begin));
-        begin = end + 1;
-    }
-    return parts;
-}
-
-double quantile(std::vector<double> values, double q) {
-    std::sort(values.begin(), values.end());
-    return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
-}
-
 Batch random_batch(int64_t rows, int64_t seq_len, int64_t vocab_size, uint64_t step) {
     Batch batch;
     batch.num_rows = rows;
@@ -67,13 +54,14 @@ Batch random_batch(int64_t rows, int64_t seq_len, int64_t vocab_size, uint64_t s
 }
 
 // Runs one configuration and prints its line; false when the measurement contradicts the peak.
-bool run(const Options& options, int64_t rows, int64_t seq_len, const std::string& dtype_name) {
+bool run(const Options& options, const BatchShape& batch_shape, const Precision& precision) {
+    const auto [rows, seq_len] = batch_shape;
     set_num_threads(static_cast<int>(options.threads > 0 ? options.threads : hardware_threads()));
     set_isa(isa_from_name(options.isa.c_str()));
     const ModelConfig config = config_preset(options.model);
     RunShape shape{.num_rows = rows, .seq_len = seq_len};
-    shape.dtype = dtype_name == "bf16" ? DType::bf16 : DType::f32;
-    shape.math = dtype_name == "fp32" ? MatmulMath::f32 : MatmulMath::bf16;
+    shape.dtype = precision.dtype;
+    shape.math = precision.math;
     if (options.recompute == "mlp") shape.recompute = Recompute::mlp;
     if (options.recompute == "block") shape.recompute = Recompute::block;
     const OptimizerConfig optimizer_config{.muon = options.optimizer == "muon"};
@@ -109,12 +97,12 @@ bool run(const Options& options, int64_t rows, int64_t seq_len, const std::strin
         "isa=%s optimizer=%s recompute=%s ms=%.1f ms_p10=%.1f ms_p90=%.1f gflops=%.1f peak_gflops=%.1f "
         "plan=%s rss=%s\n",
         options.model.c_str(), static_cast<long long>(rows), static_cast<long long>(seq_len),
-        dtype_name.c_str(), num_threads(), static_cast<double>(tokens) / median, flops / median / peak,
+        precision.name.c_str(), num_threads(), static_cast<double>(tokens) / median, flops / median / peak,
         rss_bytes / static_cast<double>(plan.total_bytes()), isa_name(current_isa()),
         options.optimizer.c_str(), options.recompute.c_str(), median * 1e3, quantile(seconds, 0.1) * 1e3,
         quantile(seconds, 0.9) * 1e3, flops / median * 1e-9, peak * 1e-9,
         human_bytes(static_cast<double>(plan.total_bytes())).c_str(), human_bytes(rss_bytes).c_str());
-    std::fflush(stdout);
+    flush_stdout();
     if (flops / median > peak) {
         std::fprintf(stderr, "error: a step above the measured peak: the measurement is broken\n");
         return false;
@@ -135,17 +123,36 @@ int body(int argc, char** argv) {
     flags.add("threads", options.threads, "threads; 0: all cores", 0, 256);
     flags.add("steps", options.steps, "timed steps per configuration", 1, 1000);
     flags.parse(argc, argv);
-    for (const std::string& dtype : split(options.dtypes, ',')) {
-        for (const std::string& shape : split(options.shapes, ',')) {
-            const size_t x = shape.find('x');
-            if (x == std::string::npos)
-                fail_input({.what = "bad shape", .where = "--shapes", .expected = "BxT", .actual = shape});
-            const int64_t rows = std::stoll(shape.substr(0, x)), seq_len = std::stoll(shape.substr(x + 1));
+    // What can be wrong is found before the first measurement, and here, not in a child.
+    const std::vector<Precision> precisions = parse_precisions(options.dtypes, "--dtypes");
+    const std::vector<BatchShape> shapes = parse_shapes(options.shapes, "--shapes");
+    set_isa(isa_from_name(options.isa.c_str()));
+    const int64_t most_tokens = config_preset(options.model).max_position;
+    for (const BatchShape& shape : shapes) {
+        if (shape.seq_len > most_tokens)
+            fail_input({.what = "rows longer than the model's positions",
+                        .where = "--shapes",
+                        .expected = cat({"at most ", most_tokens, " tokens"}),
+                        .actual = cat({shape.seq_len}),
+                        .hint = cat({"--shapes 1x", most_tokens})});
+    }
+    for (const Precision& precision : precisions) {
+        for (const BatchShape& shape : shapes) {
             const pid_t child = fork();
-            if (child == 0) _exit(run(options, rows, seq_len, dtype) ? 0 : 1);
+            if (child < 0)
+                fail_input({.what = "cannot start a process",
+                            .where = std::strerror(errno),
+                            .hint = "free some memory, or raise `ulimit -u`"});
+            if (child == 0) _exit(run(options, shape, precision) ? 0 : 1);
             int status = 0;
             waitpid(child, &status, 0);
-            if (status != 0) return 1;
+            if (WIFSIGNALED(status))
+                std::fprintf(
+                    stderr,
+                    "error: B=%lld T=%lld dtype=%s was ended by signal %d  hint: a smaller --shapes\n",
+                    static_cast<long long>(shape.rows), static_cast<long long>(shape.seq_len),
+                    precision.name.c_str(), WTERMSIG(status));
+            if (status != 0) return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
         }
     }
     return 0;
