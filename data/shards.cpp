@@ -5,9 +5,9 @@
 #include <bit>
 #include <cstring>
 #include <limits>
-#include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "core/threads.h"
 
 static_assert(std::endian::native == std::endian::little, "shards are little-endian");
@@ -34,16 +34,31 @@ std::string parent_directory(const std::string& path) {
 std::string file_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 std::string manifest_path(const std::string& directory) { return directory + "/manifest.json"; }
 
+JsonSource manifest_source(const std::string& directory, const char* what) {
+    return {.what = what,
+            .where = manifest_path(directory),
+            .hint = "make the shards again, or remove it to read them without one"};
+}
+
+// `text` as one of our manifests, with the names that every reader needs.
 Json parse_manifest(const std::string& directory, const std::string& text) {
-    Json manifest = Json::parse(text, nullptr, false);
-    const bool ours = manifest.is_object() && manifest.value("format", "") == kManifestFormat &&
-                      manifest.contains("splits") && manifest["splits"].is_object();
-    if (!ours) {
-        fail_input({.what = "not a manifest of token shards",
-                    .where = manifest_path(directory),
+    const JsonSource foreign = manifest_source(directory, "not a manifest of token shards");
+    Json manifest = parse_json<Json>(text, foreign);
+    if (!manifest.is_object() || !manifest.contains("format") || manifest["format"] != kManifestFormat) {
+        fail_input({.what = foreign.what,
+                    .where = foreign.where,
                     .expected = cat({"a JSON object with \"format\": \"", kManifestFormat, "\""}),
-                    .hint = "remove it to read the shards without one"});
+                    .hint = foreign.hint});
     }
+    const JsonSource damaged = manifest_source(directory, "damaged manifest");
+    read_json(damaged, [&] {
+        const Json& tokenizer = manifest.at("tokenizer");
+        tokenizer.at("sha256").get<std::string>();
+        tokenizer.at("path").get<std::string>();
+        manifest.at("vocab_size").get<int64_t>();
+        manifest.at("eot").get<int32_t>();
+        manifest.at("splits").get_ref<const Json::object_t&>();
+    });
     return manifest;
 }
 
@@ -137,6 +152,26 @@ ShardTotals ShardWriter::finish(const ShardOrigin& origin) {
                     .where = state.directory,
                     .hint = "the documents are empty: look at the curated files"});
     }
+    // A manifest that is there must be one that this split can join: before any shard gets its name.
+    const std::string path = manifest_path(state.directory);
+    Json manifest;
+    if (path_exists(path)) {
+        manifest = parse_manifest(state.directory, read_file(path));
+        const std::string other = manifest["tokenizer"]["sha256"];
+        if (other != origin.tokenizer_hash) {
+            fail_input({.what = "shards of another tokenizer lie in this directory",
+                        .where = path,
+                        .expected = origin.tokenizer_hash,
+                        .actual = other,
+                        .hint = "choose another --out"});
+        }
+    } else {
+        manifest = {{"format", kManifestFormat},
+                    {"tokenizer", {{"path", origin.tokenizer_path}, {"sha256", origin.tokenizer_hash}}},
+                    {"vocab_size", state.vocab_size},
+                    {"eot", state.eot},
+                    {"splits", Json::object()}};
+    }
     Json shards = Json::array();
     for (State::OpenShard& shard : state.shards) {
         const int32_t header[3] = {state.format->magic, state.format->version,
@@ -153,25 +188,6 @@ ShardTotals ShardWriter::finish(const ShardOrigin& origin) {
     const std::string offsets_name = state.prefix + "_documents.u64";
     write_file_atomic(state.directory + "/" + offsets_name, offsets);
 
-    const std::string path = manifest_path(state.directory);
-    Json manifest;
-    if (path_exists(path)) {
-        manifest = parse_manifest(state.directory, read_file(path));
-        const std::string other = manifest["tokenizer"].value("sha256", "");
-        if (other != origin.tokenizer_hash) {
-            fail_input({.what = "shards of another tokenizer lie in this directory",
-                        .where = path,
-                        .expected = origin.tokenizer_hash,
-                        .actual = other,
-                        .hint = "choose another --out"});
-        }
-    } else {
-        manifest = {{"format", kManifestFormat},
-                    {"tokenizer", {{"path", origin.tokenizer_path}, {"sha256", origin.tokenizer_hash}}},
-                    {"vocab_size", state.vocab_size},
-                    {"eot", state.eot},
-                    {"splits", Json::object()}};
-    }
     state.totals.num_shards = static_cast<int64_t>(state.shards.size());
     manifest["splits"][state.prefix] = {
         {"num_tokens", state.totals.num_tokens},
@@ -304,10 +320,7 @@ ShardSet::ShardSet(const std::string& patterns, const std::string& flag, int64_t
 void ShardSet::read_manifest(const std::string& directory, const std::string& flag) {
     const std::string text = read_file(manifest_path(directory));
     const Json manifest = parse_manifest(directory, text);
-    const auto malformed = [&](const std::string& reason) {
-        fail_input({.what = "damaged manifest", .where = manifest_path(directory), .actual = reason});
-    };
-    try {
+    read_json(manifest_source(directory, "damaged manifest"), [&] {
         const Json& tokenizer = manifest.at("tokenizer");
         const std::string hash = tokenizer.at("sha256");
         if (has_manifest_ && hash != tokenizer_hash_) {
@@ -341,9 +354,7 @@ void ShardSet::read_manifest(const std::string& directory, const std::string& fl
                 listed_.push_back({found->path(), shard.at("sha256")});
             }
         }
-    } catch (const Json::exception& e) {
-        malformed(e.what());
-    }
+    });
     manifests_.push_back(text);
 }
 

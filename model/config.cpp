@@ -3,6 +3,24 @@
 
 #include "core/error.h"
 
+namespace {
+
+double layer_weights(const ModelConfig& config) {
+    const double attention = double(config.channels) * double(config.qkv_dim() + config.attention_dim());
+    const double mlp = double(config.channels) * double(config.mlp_dim) * (config.mlp == Mlp::swiglu ? 3 : 2);
+    return attention + mlp;
+}
+
+// Within a percent, in double: no size that a file claims overflows here.
+double approximate_params(const ModelConfig& config) {
+    const double positions = config.position == Position::learned ? double(config.max_position) : 0;
+    const double heads = config.tied_head ? 1 : 2;
+    return double(config.channels) * (heads * double(config.vocab_size) + positions) +
+           double(config.num_layers) * layer_weights(config);
+}
+
+}  // namespace
+
 void check_config(const ModelConfig& config, const std::string& where) {
     const auto require = [&](bool ok, const char* what, const std::string& expected, const Piece& actual) {
         if (!ok) fail_input({.what = what, .where = where, .expected = expected, .actual = actual.text});
@@ -15,7 +33,7 @@ void check_config(const ModelConfig& config, const std::string& where) {
     positive("vocabulary size", config.vocab_size, kMaxId);
     positive("number of positions", config.max_position, kMaxId);
     positive("channels", config.channels, kMaxDim);
-    positive("number of layers", config.num_layers, 100000);
+    positive("number of layers", config.num_layers, kMaxLayers);
     positive("number of heads", config.num_heads, kMaxDim);
     positive("number of key-value heads", config.num_kv_heads, config.num_heads);
     positive("MLP width", config.mlp_dim, kMaxDim);
@@ -31,6 +49,10 @@ void check_config(const ModelConfig& config, const std::string& where) {
             config.bos_token);
     require(config.eos_token < config.vocab_size, "end-of-text token", "less than the vocabulary size",
             config.eos_token);
+    for (const int64_t id : config.eos_list)
+        require(id >= 0 && id < config.vocab_size, "end-of-text token", "less than the vocabulary size", id);
+    require(config.eos_list.empty() || config.eos_list.front() == config.eos_token, "end-of-text token",
+            "the first of its list", config.eos_token);
 
     // What the family's Hugging Face code computes; anything else could be trained but never loaded
     // elsewhere.
@@ -60,6 +82,11 @@ void check_config(const ModelConfig& config, const std::string& where) {
     require(config.windows.empty() || int64_t(config.windows.size()) == config.num_layers,
             "number of windows", cat({config.num_layers, " (one per layer) or none"}),
             int64_t(config.windows.size()));
+    // Sizes in bytes of all that is made from a model (16 bytes a parameter, a step's moments) stay far
+    // within 64 bits.
+    constexpr double kMaxParams = 0x1p44;
+    const double num_params = approximate_params(config);
+    require(num_params <= kMaxParams, "number of parameters", cat({"at most ", kMaxParams}), num_params);
     int64_t window = 0;
     for (const int64_t w : config.windows) {
         require(w >= 0 && w <= kMaxId, "sliding window", "0 or more", w);
@@ -70,9 +97,7 @@ void check_config(const ModelConfig& config, const std::string& where) {
 }
 
 double flops_per_token(const ModelConfig& config, int64_t seq_len) {
-    const double attention = double(config.channels) * double(config.qkv_dim() + config.attention_dim());
-    const double mlp = double(config.channels) * double(config.mlp_dim) * (config.mlp == Mlp::swiglu ? 3 : 2);
     const double head = double(config.channels) * double(config.vocab_size);
-    return 6 * (double(config.num_layers) * (attention + mlp) + head) +
+    return 6 * (double(config.num_layers) * layer_weights(config) + head) +
            6 * double(config.num_layers) * double(config.attention_dim()) * double(seq_len);
 }

@@ -12,6 +12,8 @@ enum class Norm : uint8_t { layernorm, rmsnorm };
 enum class Position : uint8_t { learned, rope };
 enum class Mlp : uint8_t { gelu, swiglu, relu2 };
 
+constexpr int64_t kMaxLayers = 100000;
+
 struct ModelConfig {
     std::string family = "llama";  // gpt2 | llama | qwen2 | qwen3
     int64_t vocab_size = 0;        // V
@@ -34,6 +36,7 @@ struct ModelConfig {
     std::vector<int64_t> windows;  // sliding window of each layer, 0: none; empty: none anywhere
     double init_std = 0.02;
     int64_t bos_token = -1, eos_token = -1;
+    std::vector<int64_t> eos_list;  // every id that ends a text, eos_token first; empty: that one only
 
     int64_t window(int64_t layer) const { return windows.empty() ? 0 : windows[static_cast<size_t>(layer)]; }
     int64_t qkv_dim() const { return (num_heads + 2 * num_kv_heads) * head_dim; }

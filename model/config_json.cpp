@@ -5,13 +5,16 @@
 
 #include <algorithm>
 #include <charconv>
-#include <nlohmann/json.hpp>
+#include <cmath>
 #include <set>
 
 #include "core/error.h"
+#include "core/json.h"
 
 namespace {
 using Json = nlohmann::ordered_json;
+
+constexpr const char* kCopyHint = "the file is damaged: copy it from the model's source again";
 
 struct Family {
     const char* name;
@@ -47,6 +50,9 @@ constexpr std::string_view kHarmless =
     "tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version "
     "typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache ";
 
+// A small multiple of it fits an int64 too.
+bool small_enough(const Json& integer) { return std::fabs(integer.get<double>()) < 0x1p53; }
+
 // One JSON object, read field by field. null means "not given", as in transformers.
 class Fields {
 public:
@@ -64,8 +70,7 @@ public:
         const Json* value = find(name);
         if (!value) return otherwise;
         if (!value->is_number_integer()) refuse(name, "an integer");
-        if (value->is_number_unsigned() && value->get<uint64_t>() > uint64_t{1} << 62)
-            refuse(name, "less than 2^62");
+        if (!small_enough(*value)) refuse(name, "less than 2^53");
         return value->get<int64_t>();
     }
     double number(const char* name, double otherwise) {
@@ -86,38 +91,41 @@ public:
         if (!value->is_string()) refuse(name, "a string");
         return value->get<std::string>();
     }
-    // The first of several ids is the one that this trainer writes itself.
     int64_t token(const char* name, int64_t otherwise) {
+        return !find(name) && names(name) ? -1 : integer(name, otherwise);
+    }
+    // The ids of a list; empty when the field is not one.
+    std::vector<int64_t> tokens(const char* name) {
+        std::vector<int64_t> ids;
         const Json* value = find(name);
-        if (!value) return names(name) ? -1 : otherwise;
-        if (value->is_array() && !value->empty() && (*value)[0].is_number_integer())
-            return (*value)[0].get<int64_t>();
-        return integer(name, -1);
+        if (!value || !value->is_array()) return ids;
+        for (const Json& id : *value) {
+            if (!id.is_number_integer() || !small_enough(id)) refuse(name, "token ids");
+            ids.push_back(id.get<int64_t>());
+        }
+        if (ids.empty()) refuse(name, "at least one token id");
+        return ids;
     }
     // A field that exists in the family's code but of which only one value is implemented here.
     void only(const char* name, const Json& value) {
         const Json* actual = find(name);
-        if (actual && *actual != value) refuse(name, value.dump());
+        if (actual && *actual != value) refuse(name, json_excerpt(value));
     }
     [[noreturn]] void refuse(const char* name, const std::string& expected,
                              const std::string& hint = "") const {
         const auto it = object_.find(name);
-        std::string actual = it == object_.end() ? "nothing" : it->dump();
-        if (actual.size() > 100) actual = actual.substr(0, 100) + "...";
         fail_input({.what = cat({"field \"", prefix_, name, "\" has a value that is not supported"}),
                     .where = where_,
                     .expected = expected,
-                    .actual = actual,
+                    .actual = it == object_.end() ? "nothing" : json_excerpt(*it),
                     .hint = hint});
     }
     void refuse_unknown(bool allow_harmless) const {
         for (const auto& [name, value] : object_.items()) {
             if (value.is_null() || seen_.contains(name)) continue;
             if (allow_harmless && kHarmless.find(cat({' ', name, ' '})) != kHarmless.npos) continue;
-            std::string actual = value.dump();
-            if (actual.size() > 100) actual = actual.substr(0, 100) + "...";
-            fail_input({.what = cat({"unknown field \"", prefix_, name, "\" = ", actual,
-                                     " may change what the model computes"}),
+            fail_input({.what = cat({"unknown field \"", prefix_, name.substr(0, 100),
+                                     "\" = ", json_excerpt(value), " may change what the model computes"}),
                         .where = where_,
                         .hint = "remove the field if the weights do not depend on it"});
         }
@@ -146,7 +154,9 @@ std::string read_family(Fields& fields) {
     fail_input({.what = "model family is not supported",
                 .where = fields.where(),
                 .expected = supported_families(),
-                .actual = cat({"model_type \"", family, "\", architecture \"", architecture, "\""})});
+                .actual = cat({"model_type ", json_excerpt(Json(family)), ", architecture ",
+                               json_excerpt(Json(architecture))}),
+                .hint = "give a model of these families: RUN/step_N, or a preset"});
 }
 
 void read_rope(ModelConfig& config, Fields& fields) {
@@ -161,7 +171,7 @@ void read_rope(ModelConfig& config, Fields& fields) {
         for (const auto& [key, value] : old_form->items()) {
             if (new_form->contains(key) && (*new_form)[key] != value) {
                 fields.refuse("rope_parameters",
-                              cat({"the same \"", key, "\" as in \"rope_scaling\": ", value.dump()}));
+                              cat({"the same \"", key, "\" as in \"rope_scaling\": ", json_excerpt(value)}));
             }
         }
     }
@@ -220,7 +230,10 @@ void read_rope(ModelConfig& config, Fields& fields) {
 
 // Qwen: layers from max_window_layers on slide, unless layer_types says which do.
 void read_windows(ModelConfig& config, Fields& fields) {
-    const bool enabled = fields.boolean("use_sliding_window", false);
+    if (config.num_layers < 1 || config.num_layers > kMaxLayers) return;  // check_config refuses it
+    // No window at all, as in transformers, when it is null; 4096 when it is not named.
+    const bool windowless = fields.names("sliding_window") && !fields.find("sliding_window");
+    const bool enabled = fields.boolean("use_sliding_window", false) && !windowless;
     const int64_t window = fields.integer("sliding_window", 4096);
     const int64_t first = fields.integer("max_window_layers", 28);
     const Json* types = fields.find("layer_types");
@@ -238,11 +251,19 @@ void read_windows(ModelConfig& config, Fields& fields) {
                 fields.refuse("layer_types", "full_attention and sliding_attention only");
             }
             if (slides && !enabled)
-                fields.refuse("layer_types", "full_attention only, since use_sliding_window is false");
+                fields.refuse("layer_types", windowless
+                                                 ? "full_attention only, since sliding_window is null"
+                                                 : "full_attention only, since use_sliding_window is false");
         }
         windows.push_back(slides ? window : 0);
     }
     if (std::ranges::any_of(windows, [](int64_t w) { return w > 0; })) config.windows = windows;
+}
+
+void read_end_of_text(ModelConfig& config, Fields& fields, int64_t otherwise) {
+    config.eos_list = fields.tokens("eos_token_id");
+    config.eos_token =
+        config.eos_list.empty() ? fields.token("eos_token_id", otherwise) : config.eos_list.front();
 }
 
 void read_gpt2(ModelConfig& config, Fields& fields) {
@@ -259,7 +280,7 @@ void read_gpt2(ModelConfig& config, Fields& fields) {
     config.qkv_bias = config.out_bias = config.mlp_bias = true;
     config.tied_head = fields.boolean("tie_word_embeddings", true);
     config.bos_token = fields.token("bos_token_id", 50256);
-    config.eos_token = fields.token("eos_token_id", 50256);
+    read_end_of_text(config, fields, 50256);
     const std::string activation = fields.text("activation_function", "gelu_new");
     if (activation == "gelu_new" || activation == "gelu_pytorch_tanh") {
         config.mlp = Mlp::gelu;
@@ -294,7 +315,7 @@ void read_llama_like(ModelConfig& config, Fields& fields) {
     config.qk_norm = qwen3;
     config.tied_head = fields.boolean("tie_word_embeddings", false);
     config.bos_token = fields.token("bos_token_id", llama ? 1 : -1);
-    config.eos_token = fields.token("eos_token_id", llama ? 2 : -1);
+    read_end_of_text(config, fields, llama ? 2 : -1);
     if (fields.text("hidden_act", "silu") != "silu") fields.refuse("hidden_act", "\"silu\"");
     if (llama) {
         fields.only("pretraining_tp", 1);
@@ -361,15 +382,12 @@ void write_windows(Json& json, const ModelConfig& config) {
 }  // namespace
 
 ModelConfig config_from_json(const std::string& text, const std::string& where) {
-    Json json;
-    try {
-        json = Json::parse(text);
-    } catch (const Json::parse_error& error) {
-        fail_input(
-            {.what = "not valid JSON", .where = cat({where, ", byte ", error.byte}), .hint = error.what()});
-    }
+    const Json json = parse_json<Json>(text, {.where = where, .hint = kCopyHint});
     if (!json.is_object())
-        fail_input({.what = "not a model configuration", .where = where, .expected = "an object"});
+        fail_input({.what = "not a model configuration",
+                    .where = where,
+                    .expected = "an object",
+                    .hint = kCopyHint});
     Fields fields(json, where);
     ModelConfig config;
     config.family = read_family(fields);
@@ -401,7 +419,7 @@ std::string config_to_json(const ModelConfig& config, const std::string& torch_d
     json["vocab_size"] = config.vocab_size;
     json["initializer_range"] = config.init_std;
     json["bos_token_id"] = token_json(config.bos_token);
-    json["eos_token_id"] = token_json(config.eos_token);
+    json["eos_token_id"] = config.eos_list.empty() ? token_json(config.eos_token) : Json(config.eos_list);
     json["tie_word_embeddings"] = config.tied_head;
     json["torch_dtype"] = torch_dtype;
     json["use_cache"] = true;

@@ -58,6 +58,7 @@ ModelConfig llama_1b() {  // Llama 3.2 1B
     config.tied_head = true;
     config.bos_token = 128000;
     config.eos_token = 128001;
+    config.eos_list = {128001, 128008, 128009};
     return config;
 }
 

@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <tuple>
 #include <utility>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "core/log.h"
 
 namespace {
@@ -39,32 +39,14 @@ std::string shape_list(const std::vector<int64_t>& shape) {
     return text + "]";
 }
 
-// The parser keeps the last of two equal keys in silence; a tensor listed twice must be an error.
 json parse_header(std::string_view text, const std::string& path) {
-    std::vector<std::set<std::string>> keys;
-    std::string duplicate;
-    const auto watch_keys = [&](int, json::parse_event_t event, json& parsed) {
-        if (event == json::parse_event_t::object_start) keys.emplace_back();
-        if (event == json::parse_event_t::object_end) keys.pop_back();
-        if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second &&
-            duplicate.empty())
-            duplicate = parsed.get<std::string>();
-        return true;
-    };
-    json header;
-    try {
-        header = json::parse(text.begin(), text.end(), watch_keys);
-    } catch (const json::parse_error& error) {
-        fail_input({"safetensors header is not valid JSON",
-                    cat({path, ", byte ", kPrefixBytes + int64_t(error.byte)}), "a JSON object", "",
-                    kCopyHint});
-    }
+    json header = parse_json<json>(text, {.what = "safetensors header is not valid JSON",
+                                          .where = path,
+                                          .hint = kCopyHint,
+                                          .first_byte = kPrefixBytes});
     if (!header.is_object())
         fail_input(
             {"safetensors header is not a JSON object", path, "an object", header.type_name(), kCopyHint});
-    if (!duplicate.empty())
-        fail_input({"safetensors header lists a name twice", path, "distinct names", json_quote(duplicate),
-                    kCopyHint});
     return header;
 }
 
@@ -78,14 +60,14 @@ bool to_size(const json& value, int64_t& size) {
 SafetensorsEntry parse_entry(const json& value, const std::string& where, int64_t& begin) {
     if (!value.is_object() || value.size() != 3 || !value.contains("dtype") || !value.contains("shape") ||
         !value.contains("data_offsets"))
-        fail_input({"malformed tensor entry", where, "{dtype, shape, data_offsets}",
-                    value.dump().substr(0, 100), kCopyHint});
+        fail_input({"malformed tensor entry", where, "{dtype, shape, data_offsets}", json_excerpt(value),
+                    kCopyHint});
     SafetensorsEntry entry;
     const json& dtype = value["dtype"];
     const int64_t unit = dtype.is_string() ? element_bytes(dtype.get<std::string>()) : 0;
     if (unit == 0)
-        fail_input({"unknown tensor dtype", where, "F32, BF16, F16 or another safetensors type", dtype.dump(),
-                    "convert the weights to float32 or bfloat16"});
+        fail_input({"unknown tensor dtype", where, "F32, BF16, F16 or another safetensors type",
+                    json_excerpt(dtype), "convert the weights to float32 or bfloat16"});
     entry.dtype = dtype.get<std::string>();
 
     int64_t expected_bytes = unit;
@@ -99,15 +81,15 @@ SafetensorsEntry parse_entry(const json& value, const std::string& where, int64_
         }
     }
     if (!valid)
-        fail_input({"invalid tensor shape", where, "an array of sizes", value["shape"].dump().substr(0, 100),
-                    kCopyHint});
+        fail_input(
+            {"invalid tensor shape", where, "an array of sizes", json_excerpt(value["shape"]), kCopyHint});
 
     const json& offsets = value["data_offsets"];
     int64_t end = 0;
     if (!offsets.is_array() || offsets.size() != 2 || !to_size(offsets[0], begin) ||
         !to_size(offsets[1], end) || begin > end)
-        fail_input({"invalid data_offsets", where, "[begin, end] with begin <= end",
-                    offsets.dump().substr(0, 100), kCopyHint});
+        fail_input({"invalid data_offsets", where, "[begin, end] with begin <= end", json_excerpt(offsets),
+                    kCopyHint});
     entry.bytes = end - begin;
     if (entry.bytes != expected_bytes)
         fail_input({"tensor's offsets do not fit its shape", where,
@@ -145,8 +127,8 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), map_(pa
         if (name == "__metadata__") {
             const auto is_text = [](const json& text) { return text.is_string(); };
             if (!value.is_object() || !std::all_of(value.begin(), value.end(), is_text))
-                fail_input({"__metadata__ is not a map of strings", path, "strings",
-                            value.dump().substr(0, 100), kCopyHint});
+                fail_input({"__metadata__ is not a map of strings", path, "strings", json_excerpt(value),
+                            kCopyHint});
             metadata_ = value.get<std::map<std::string, std::string>>();
             continue;
         }

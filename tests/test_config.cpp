@@ -177,6 +177,58 @@ TEST(Config, SlidingWindowsOfQwen) {
     expect_refused(types, {"layer_types", "use_sliding_window"});
 }
 
+// transformers: a window that is null is none, whatever use_sliding_window says; one that is not named is
+// 4096.
+TEST(Config, ANullWindowIsFullAttention) {
+    Json json =
+        with(kQwen2, R"({"num_hidden_layers": 3, "use_sliding_window": true, "max_window_layers": 1})");
+    json["sliding_window"] = nullptr;
+    EXPECT_TRUE(read(json).windows.empty());
+    json.erase("sliding_window");
+    EXPECT_EQ(read(json).windows, (std::vector<int64_t>{0, 4096, 4096}));
+    json["sliding_window"] = nullptr;
+    json["layer_types"] = {"full_attention", "sliding_attention", "full_attention"};
+    expect_refused(json, {"layer_types", "sliding_window is null"});
+}
+
+TEST(Config, EndOfTextListsAreKept) {
+    const ModelConfig llama = read(Json::parse(kLlama));
+    EXPECT_EQ(llama.eos_token, 128001);
+    EXPECT_EQ(llama.eos_list, (std::vector<int64_t>{128001, 128008, 128009}));
+    EXPECT_EQ(Json::parse(config_to_json(llama, "bfloat16"))["eos_token_id"], Json({128001, 128008, 128009}));
+    const ModelConfig one = read(with(kLlama, R"({"eos_token_id": [128001]})"));
+    EXPECT_EQ(Json::parse(config_to_json(one, "bfloat16"))["eos_token_id"], Json::array({128001}));
+    expect_refused(with(kLlama, R"({"eos_token_id": []})"), {"eos_token_id", "at least one"});
+    expect_refused(with(kLlama, R"({"eos_token_id": [1, "2"]})"), {"eos_token_id", "token ids"});
+    expect_refused(with(kLlama, R"({"eos_token_id": [1, 200000]})"), {"end-of-text", "200000"});
+    expect_refused(with(kLlama, R"({"eos_token_id": [1, -1]})"), {"end-of-text", "-1"});
+}
+
+// Text that is hostile, not merely wrong: refused in one line, and soon.
+TEST(Config, HostileTextsAreRefused) {
+    std::string deep = kLlama;
+    deep.insert(1, "\"id2label\": " + std::string(100'000, '[') + std::string(100'000, ']') + ", ");
+    EXPECT_NE(refusal(deep).find("levels of nesting"), std::string::npos);
+    std::string vast = kLlama;
+    vast.insert(1, "\"rope_theta_\": 1e999, ");
+    EXPECT_NE(refusal(vast).find("not valid JSON"), std::string::npos);
+    std::string twice = kLlama;
+    twice.insert(1, "\"hidden_size\": 8, ");
+    EXPECT_NE(refusal(twice).find("lists a name twice"), std::string::npos);
+    Json unknown_field = Json::parse(kLlama);
+    unknown_field["x"] = std::string(1'000'000, 'y');
+    const std::string unknown = refusal(unknown_field.dump());
+    EXPECT_LT(unknown.size(), 400u);
+    expect_refused(with(kQwen2, R"({"num_hidden_layers": 4503599627370496, "use_sliding_window": true})"),
+                   {"layers"});
+    expect_refused(with(kGpt2, R"({"n_embd": -9000000000000000000, "n_head": 1})"), {"n_embd", "2^53"});
+    // Each size is allowed, their product is not.
+    expect_refused(with(kLlama, R"({"hidden_size": 16777216, "num_attention_heads": 65536,
+                                    "num_key_value_heads": 65536, "head_dim": 256,
+                                    "intermediate_size": 16777216, "num_hidden_layers": 100000})"),
+                   {"number of parameters"});
+}
+
 TEST(Config, RopeScalingOfBothGenerations) {
     const auto scaling = [](const char* changes) { return read(with(kQwen2, changes)).rope_scaling; };
     const char* yarn =

@@ -204,6 +204,48 @@ TEST_F(Shards, ManifestAndShardsMustAgree) {
                {"damaged manifest", "manifest.json"});
 }
 
+// Wrong types, missing names, hostile text: refused by the reader and by a writer that would join, which then
+// leaves nothing of its own behind.
+TEST_F(Shards, DamagedManifestsAreRefusedBeforeAnythingIsWritten) {
+    write_small(300, 0);
+    std::ifstream file(path("manifest.json"));
+    const std::string good{std::istreambuf_iterator<char>(file), {}};
+    const auto with = [&](const std::string& from, const std::string& to) {
+        std::string text = good;
+        const size_t at = text.find(from);
+        EXPECT_NE(at, std::string::npos) << from << " in " << text;
+        return text.replace(at, from.size(), to);
+    };
+    const std::string tokenizer =
+        good.substr(good.find("\"tokenizer\""), good.find("\"vocab_size\"") - good.find("\"tokenizer\""));
+    const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+    const std::pair<std::string, std::string> cases[] = {
+        {"", "not a manifest"},
+        {"[]", "not a manifest"},
+        {R"({"format": 5})", "not a manifest"},
+        {R"({"format": []})", "not a manifest"},
+        {with("ingot-shards-1", "ingot-shards-2"), "not a manifest"},
+        {with(tokenizer, ""), "damaged manifest"},
+        {with(tokenizer, "\"tokenizer\": \"gpt2\","), "damaged manifest"},
+        {with("\"hash-a\"", "7"), "damaged manifest"},
+        {with("\"vocab_size\": 300", "\"vocab_size\": \"300\""), "damaged manifest"},
+        {with("\"eot\": 0", "\"eot\": null"), "damaged manifest"},
+        {with("\"splits\": {", "\"splits\": 1, \"x\": {"), "damaged manifest"},
+        {with("\"eot\": 0", "\"eot\": " + deep), "levels of nesting"},
+        {with("\"eot\": 0", "\"eot\": 1e999"), "not a manifest"},
+    };
+    for (const auto& [text, phrase] : cases) {
+        SCOPED_TRACE(text.substr(0, 300));
+        std::ofstream(path("manifest.json")) << text;
+        const std::vector<std::string> before = list_directory(dir_);
+        for (const std::string& line :
+             {message_of([&] { ShardSet set(path("train_*.bin"), "--train-data"); }),
+              message_of([&] { write_small(300, 0, "val"); })})
+            expect_all(line, {phrase, "manifest.json", "hint:"});
+        EXPECT_EQ(list_directory(dir_), before);
+    }
+}
+
 TEST_F(Shards, TwoTokenizersAreRefused) {
     write_small(300, 0);
     const std::string first = dir_;

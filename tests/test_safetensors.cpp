@@ -139,6 +139,21 @@ TEST_F(Safetensors, BrokenLengthsAreRefused) {
     EXPECT_NE(complaint().find("longer than the file"), std::string::npos);
 }
 
+// Text that is hostile, not merely wrong.
+TEST_F(Safetensors, HostileHeadersAreRefused) {
+    const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+    expect_complaint("{\"a\":" + deep + "}", 0, {"not valid JSON", "levels of nesting"});
+    expect_complaint("{\"__metadata__\":{\"a\":" + deep + "}}", 0, {"levels of nesting"});
+    expect_complaint(std::string(100'000, '['), 0, {"levels of nesting"});
+    expect_complaint("{\"a\":1e999}", 0, {"not valid JSON"});
+    expect_complaint("{\"a\":[" + std::string(1'000'000, ' ') + "\"x\"]}", 0, {"malformed tensor entry"});
+    expect_complaint("{" + tensor_json("a", "F32", "{}", "[0,8]") + "}", 8, {"invalid tensor shape"});
+    expect_complaint("{" + tensor_json("a", "F32", "[2]", "{}") + "}", 8, {"invalid data_offsets"});
+    const std::string wordy = "\"" + std::string(1'000'000, 'y') + "\"";
+    write_file("{\"a\":{\"dtype\":" + wordy + ",\"shape\":[],\"data_offsets\":[0,0]}}", 0);
+    EXPECT_LT(complaint().size(), 500u);
+}
+
 // A download that stopped anywhere: no prefix of a good file is good.
 TEST_F(Safetensors, NoPrefixOfAFileIsAccepted) {
     write_safetensors(path_,
