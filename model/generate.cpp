@@ -38,16 +38,15 @@ struct Decoder::State {
         final_norm_w = slot(Slot::final_norm_w), final_norm_b = slot(Slot::final_norm_b);
         head = slot(config.tied_head ? Slot::wte : Slot::head_w);
         for (int64_t l = 0; l < c.num_layers; ++l) layers.push_back(layer_tensors(table, params, dtype, l));
-        Arena measure;
-        layout(measure, std::min(kChunkTokens, max_tokens));
-        memory = Buffer(measure.bytes());
+        memory = Buffer(bytes(config, dtype, max_tokens));
         view_for(1);
         if (config.position == Position::rope) {
             rope_table(places.rope, c.rope_theta, c.rope_scaling, c.max_position, max_tokens);
         }
     }
 
-    Places layout(Arena& arena, int64_t n) const {
+    static Places layout(Arena& arena, const ModelConfig& config, DType dtype, int64_t max_tokens,
+                         int64_t n) {
         Places p;  // what does not depend on n comes first and stays where it is
         if (config.position == Position::rope) p.rope = arena.take(DType::f32, max_tokens, config.head_dim);
         p.logits = arena.take(DType::f32, 1, config.vocab_size);
@@ -64,10 +63,15 @@ struct Decoder::State {
         p.layer = layout_layer(arena, config, dtype, n, false);
         return p;
     }
+    static int64_t bytes(const ModelConfig& config, DType dtype, int64_t max_tokens) {
+        Arena measure;
+        layout(measure, config, dtype, max_tokens, std::min(kChunkTokens, max_tokens));
+        return measure.bytes();
+    }
     void view_for(int64_t n) {
         if (!places.tokens.absent() && places.tokens.dims[0] == n) return;
         Arena arena(memory.data());
-        places = layout(arena, n);
+        places = layout(arena, config, dtype, max_tokens, n);
     }
 
     // Keys and values of the chunk go behind those of the tokens before it.
@@ -118,6 +122,9 @@ Decoder::Decoder(const ModelConfig& config, const ParamTable& table, const void*
     state_ = std::make_unique<State>(config, table, const_cast<void*>(params), dtype, max_tokens);
 }
 Decoder::~Decoder() = default;
+int64_t Decoder::memory_bytes(const ModelConfig& config, DType dtype, int64_t max_tokens) {
+    return State::bytes(config, dtype, std::min(max_tokens, config.max_position));
+}
 void Decoder::reset() { state_->length = 0; }
 int64_t Decoder::length() const { return state_->length; }
 int64_t Decoder::max_tokens() const { return state_->max_tokens; }
@@ -161,6 +168,7 @@ std::vector<int32_t> generate(Decoder& decoder, const std::vector<int32_t>& prom
         params.num_ids > 0 ? std::min(params.num_ids, decoder.vocab_size()) : decoder.vocab_size();
     const float* logits = decoder.append(prompt.data(), static_cast<int64_t>(prompt.size()));
     while (static_cast<int64_t>(tokens.size()) < params.max_new_tokens) {
+        if (params.stop && params.stop()) break;
         if (!std::all_of(logits, logits + num_ids, [](float x) { return std::isfinite(x); })) {
             fail_input({.what = "the model's logits are not finite",
                         .where = cat({"token ", decoder.length()}),

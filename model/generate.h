@@ -17,6 +17,8 @@ public:
     Decoder(const ModelConfig& config, const ParamTable& table, const void* params, DType dtype,
             int64_t max_tokens);
     ~Decoder();
+    // What a decoder allocates, for memory plans.
+    static int64_t memory_bytes(const ModelConfig& config, DType dtype, int64_t max_tokens);
     void reset();
     int64_t length() const;  // tokens in the cache
     int64_t max_tokens() const;
@@ -35,6 +37,7 @@ struct GenerateParams {
     int64_t max_new_tokens = 128;
     uint64_t seed = 0;                      // token i draws from (seed, i): repeatable
     std::vector<int32_t> stop_tokens = {};  // not emitted
+    std::function<bool()> stop = {};        // asked before each token: true ends the text
     int64_t num_ids = 0;  // only ids below: rows that pad an embedding are no tokens; 0: all
 };
 // Feeds the prompt behind what the decoder holds, then samples until max_new_tokens, a stop token or a full

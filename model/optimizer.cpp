@@ -13,6 +13,13 @@
 
 namespace {
 
+// Random numbers of rounding, apart from those of initialisation, whose streams are the table's row numbers.
+constexpr uint64_t kRoundingStream = uint64_t{1} << 32;
+
+// What the second moment of a single element that is the whole gradient may be, with room for its bias
+// correction to round up.
+constexpr double kLargestSquare = 0.5 * std::numeric_limits<float>::max();
+
 // A stretch of the arena that one kernel call updates. AdamW stretches reach over the padding between slots:
 // its gradient, moments and master are zero and stay so.
 struct Stretch {
@@ -47,6 +54,22 @@ int64_t muon_scratch_of(const std::vector<Stretch>& stretches) {
     return bytes;
 }
 
+// Muon has no second moment: that memory is never touched. It comes in huge pages, though, each whole as soon
+// as a norm's few elements in it are; and a small buffer is zeroed whole (core/tensor.h).
+int64_t second_moment_bytes(const std::vector<Stretch>& stretches, int64_t arena_bytes) {
+    constexpr int64_t kPage = int64_t{2} << 20;
+    if (arena_bytes < kPage) return arena_bytes;
+    int64_t bytes = 0, counted = 0;  // pages below `counted` are
+    for (const Stretch& s : stretches) {
+        if (s.matrix) continue;
+        const int64_t begin = std::max(counted, s.begin * dtype_bytes(DType::f32) / kPage);
+        const int64_t end = (s.end * dtype_bytes(DType::f32) + kPage - 1) / kPage;
+        bytes += std::max<int64_t>(0, end - begin) * kPage;
+        counted = std::max(counted, end);
+    }
+    return std::min(bytes, arena_bytes);
+}
+
 double z_limit(double configured) {
     return configured > 0 ? configured : std::numeric_limits<double>::infinity();
 }
@@ -63,7 +86,7 @@ double OutlierWindow::z_score(double value) const {
     return deviation > 0 ? (value - mean) / deviation : 0;
 }
 
-void OutlierWindow::accept(double value) {
+void OutlierWindow::add(double value) {
     if (!std::isfinite(value)) return;
     if (static_cast<int>(ring_.size()) < kSize) {
         ring_.push_back(value);
@@ -93,7 +116,7 @@ struct Optimizer::State {
     void* params;
     std::vector<Stretch> stretches;
     Buffer master, moment1, moment2, muon_scratch;
-    int64_t num_updates = 0, num_skipped = 0;
+    int64_t num_updates = 0, num_skipped = 0, skips_in_a_row = 0;
     OutlierWindow losses, norms;
 
     float* master_data() const { return static_cast<float*>(dtype == DType::f32 ? params : master.data()); }
@@ -108,10 +131,10 @@ struct Optimizer::State {
         return tensor_of(static_cast<bf16*>(params) + begin, size);
     }
 
-    // Why the step must not be applied, or "".
-    const char* objection(double loss, double norm) const {
+    // Why the step must not be applied, or "". scaled_norm: of the gradient as it would be applied.
+    const char* objection(double loss, double norm, double scaled_norm) const {
         if (!std::isfinite(loss)) return "non-finite loss";
-        if (!std::isfinite(norm)) return "non-finite gradient";
+        if (!(scaled_norm * scaled_norm <= kLargestSquare)) return "non-finite gradient";
         if (losses.z_score(loss) > z_limit(config.outlier_z)) return "outlier loss";
         if (norms.z_score(norm) > z_limit(config.outlier_z)) return "outlier gradient";
         return "";
@@ -173,14 +196,9 @@ Optimizer::~Optimizer() = default;
 void Optimizer::plan(MemoryPlan& plan, const ParamTable& table, const OptimizerConfig& config, DType dtype) {
     const int64_t arena_bytes = table.arena_size() * dtype_bytes(DType::f32);
     const std::vector<Stretch> stretches = stretches_of(table, config.muon);
-    int64_t second_moment_bytes = arena_bytes;
-    for (const Stretch& s : stretches) {
-        // Muon has no second moment: those pages of the arena are never touched.
-        if (s.matrix) second_moment_bytes -= (s.end - s.begin) * dtype_bytes(DType::f32);
-    }
     if (dtype != DType::f32) plan.add("master weights", arena_bytes);
     plan.add("first moments", arena_bytes);
-    plan.add("second moments", second_moment_bytes);
+    plan.add("second moments", second_moment_bytes(stretches, arena_bytes));
     if (const int64_t scratch = muon_scratch_of(stretches); scratch > 0) plan.add("Muon scratch", scratch);
 }
 
@@ -198,19 +216,20 @@ StepResult Optimizer::step(float* grads, double lr, double mean_loss) {
     State& s = *state_;
     StepResult result;
     result.grad_norm = std::sqrt(sum_of_squares(tensor_of(grads, s.table->arena_size())));
-    result.reason = s.objection(mean_loss, result.grad_norm);
-    if (*result.reason) {
-        ++s.num_skipped;
-        return result;
-    }
-    s.losses.accept(mean_loss);
-    s.norms.accept(result.grad_norm);
-
     // torch.nn.utils.clip_grad_norm_'s formula, its 1e-6 included.
     const double clip = s.config.grad_clip;
     const double grad_scale = clip > 0 ? std::min(1.0, clip / (result.grad_norm + 1e-6)) : 1.0;
+    result.reason = s.objection(mean_loss, result.grad_norm, result.grad_norm * grad_scale);
+    s.losses.add(mean_loss);
+    s.norms.add(result.grad_norm);
+    if (*result.reason) {
+        ++s.num_skipped;
+        ++s.skips_in_a_row;
+        return result;
+    }
+    s.skips_in_a_row = 0;
     ++s.num_updates;
-    const RandomKey rounding{s.config.seed, static_cast<uint64_t>(s.num_updates)};
+    const RandomKey rounding{s.config.seed, kRoundingStream + static_cast<uint64_t>(s.num_updates)};
     for (const Stretch& stretch : s.stretches) {
         if (stretch.matrix) {
             s.update_muon(stretch, grads, lr, static_cast<float>(grad_scale), rounding);
@@ -226,5 +245,8 @@ int64_t Optimizer::num_updates() const { return state_->num_updates; }
 void Optimizer::set_num_updates(int64_t t) { state_->num_updates = t; }
 int64_t Optimizer::num_skipped() const { return state_->num_skipped; }
 void Optimizer::set_num_skipped(int64_t n) { state_->num_skipped = n; }
+int64_t Optimizer::skips_in_a_row() const { return state_->skips_in_a_row; }
+void Optimizer::set_skips_in_a_row(int64_t n) { state_->skips_in_a_row = n; }
+bool Optimizer::has_second_moment(const ParamInfo& row) const { return !(state_->config.muon && row.muon); }
 OutlierWindow& Optimizer::loss_window() { return state_->losses; }
 OutlierWindow& Optimizer::norm_window() { return state_->norms; }

@@ -9,8 +9,8 @@
 
 #include "core/tensor.h"
 #include "kernels/matmul.h"
+#include "model/memory_plan.h"
 #include "model/params.h"
-#include "model/transformer.h"  // MemoryPlan
 
 struct OptimizerConfig {
     bool muon = false;
@@ -23,13 +23,13 @@ struct OptimizerConfig {
     uint64_t seed = 0;  // stochastic rounding
 };
 
-// Mean and deviation of the last 128 accepted values; silent until the window is full. A non-finite value is
-// never accepted.
+// Mean and deviation of the last 128 finite values, refused ones included: a loss that has moved for good
+// must not be refused for ever. Silent until the window is full.
 class OutlierWindow {
 public:
     static constexpr int kSize = 128;
     double z_score(double value) const;  // NaN until full
-    void accept(double value);
+    void add(double value);              // a non-finite value changes nothing
     std::vector<double> values() const;  // oldest first: state for the checkpoint
     void restore(const std::vector<double>& values);
 
@@ -59,12 +59,17 @@ public:
     void publish_master();  // params = round(master), after init or load (to nearest: no step has been taken)
 
     // One update from grads (f32 arena, already averaged over all tokens). `mean_loss` only feeds the guard.
+    // A gradient is non-finite when its square, after clipping, is beyond f32: AdamW's second moment holds
+    // it.
     StepResult step(float* grads, double lr, double mean_loss);
 
     int64_t num_updates() const;  // t of the bias correction: applied steps
     void set_num_updates(int64_t t);
     int64_t num_skipped() const;
     void set_num_skipped(int64_t n);
+    int64_t skips_in_a_row() const;  // up to the last step
+    void set_skips_in_a_row(int64_t n);
+    bool has_second_moment(const ParamInfo& row) const;  // Muon's have none: moment2() is zero there
     OutlierWindow& loss_window();
     OutlierWindow& norm_window();
 
@@ -75,7 +80,10 @@ private:
 
 // Learning rate of step s (0-based): linear warm-up (s+1)/warmup, then by name to final_frac * lr at
 // num_steps.
-//   cosine | linear | constant | wsd (flat until 80 % of the steps, then 1 - sqrt(x))
+//   cosine | linear | constant | wsd (flat until 80 % of the steps, or the end of the warm-up when that is
+//   later, then 1 - sqrt(x))
+// final_frac * lr is the value at num_steps, which is one past the last step: the last one taken is a little
+// above it. wsd's first step of decay still has x = 0, so it shows from 6 steps on.
 struct Schedule {
     std::string name = "cosine";
     double lr = 6e-4, final_frac = 0.1;

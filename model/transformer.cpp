@@ -4,10 +4,11 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "core/log.h"
+#include "core/threads.h"
 #include "kernels/cast.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
+#include "kernels/matmul_scratch.h"
 #include "kernels/rope.h"
 #include "model/layer.h"
 
@@ -22,7 +23,20 @@ void check_shape(const ModelConfig& config, const RunShape& shape) {
                     .actual = cat({shape.seq_len}),
                     .hint = cat({"--seq-len ", config.max_position})});
     }
+    // In double, before any product can overflow: tokens are counted in 32 bits, bytes in 64.
+    const double tokens = double(shape.num_rows) * double(shape.seq_len);
+    const double layer_width =
+        8 * double(config.channels) + 4 * double(config.qkv_dim()) + 4 * double(config.mlp_dim);
+    if (tokens > double(INT32_MAX) || tokens * layer_width * double(config.num_layers + 1) > 0x1p58) {
+        fail_input({.what = "the micro-batch is larger than any memory",
+                    .expected = cat({"at most ", INT32_MAX, " tokens, and far fewer for a large model"}),
+                    .actual = cat({tokens, " tokens"}),
+                    .hint = "a smaller --micro-batch or --seq-len"});
+    }
 }
+
+// What attention's tiles take of a thread, at most: heads of 256, the largest (kernels/attention_forward.h).
+constexpr int64_t kAttentionWorkerBytes = 640 << 10;
 
 int64_t params_bytes(const ParamTable& table, DType dtype) { return table.arena_size() * dtype_bytes(dtype); }
 
@@ -58,26 +72,6 @@ void check_ids(const std::vector<int32_t>& ids, int32_t min, int64_t end, const 
     }
 }
 }  // namespace
-
-int64_t MemoryPlan::total_bytes() const {
-    int64_t total = 0;
-    for (const Line& line : lines) total += line.bytes;
-    return total;
-}
-
-std::string MemoryPlan::text() const {
-    size_t width = 5;  // "total"
-    for (const Line& line : lines) width = std::max(width, line.name.size());
-    std::string text;
-    const auto add_line = [&](const std::string& name, int64_t bytes) {
-        const std::string amount = human_bytes(static_cast<double>(bytes));
-        const size_t gap = width - name.size() + (amount.size() < 12 ? 12 - amount.size() : 1);
-        text += name + std::string(gap, ' ') + amount + "\n";
-    };
-    for (const Line& line : lines) add_line(line.name, line.bytes);
-    add_line("total", total_bytes());
-    return text;
-}
 
 struct Transformer::State {
     ModelConfig config;
@@ -235,6 +229,8 @@ void Transformer::plan(MemoryPlan& plan, const ModelConfig& config, const RunSha
     if (shape.backward) plan.add("gradients (f32)", grads_bytes(table, shape));
     plan.add("activations", activation_bytes(config, shape));
     plan.add("scratch", scratch_bytes(config, shape));
+    plan.add("matmul scratch", matmul_scratch_bytes(num_threads()));
+    plan.add("attention scratch", num_threads() * kAttentionWorkerBytes);
 }
 
 const ModelConfig& Transformer::config() const { return state_->config; }

@@ -14,6 +14,7 @@
 #include "core/tensor.h"
 #include "kernels/matmul.h"
 #include "model/config.h"
+#include "model/memory_plan.h"
 #include "model/params.h"
 
 // What the backward pass keeps of the forward pass, per layer:
@@ -30,25 +31,14 @@ struct RunShape {
     bool backward = true;  // false: evaluation only; no gradients, activations of one layer
 };
 
-// Bytes by purpose, printed before step 0. Peak resident memory must stay within 1.15 x total.
-struct MemoryPlan {
-    struct Line {
-        std::string name;
-        int64_t bytes;
-    };
-    std::vector<Line> lines;
-    void add(std::string name, int64_t bytes) { lines.push_back({std::move(name), bytes}); }
-    int64_t total_bytes() const;
-    std::string text() const;  // one line each, then the total
-};
-
 class Transformer {
 public:
     // Plans, checks nothing against the machine; allocates at construction. `params` start zeroed. Some
     // scratch is per thread: the number of threads must not grow afterwards.
     Transformer(const ModelConfig& config, const RunShape& shape);
     ~Transformer();
-    // The lines of this class: parameters, gradients, activations, scratch. Pure: allocates nothing.
+    // The lines of this class: parameters, gradients, activations, scratch; and what the kernels keep for
+    // each thread. Pure: allocates nothing.
     static void plan(MemoryPlan& plan, const ModelConfig& config, const RunShape& shape);
 
     const ModelConfig& config() const;
@@ -56,7 +46,7 @@ public:
     const ParamTable& table() const;
     void* params() const;             // arena of shape.dtype
     float* grads() const;             // arena f32; null without backward
-    int64_t allocated_bytes() const;  // what plan() said
+    int64_t allocated_bytes() const;  // what plan() said, the kernels' own scratch aside
 
     // Forward and backward. Gradients of sum(losses) * dloss_scale are set (accumulate = false) or added.
     // Returns the sum of the losses over counted targets, in order, in f64.

@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "core/threads.h"
+#include "kernels/adamw.h"
 #include "model/config.h"
 
 namespace {
@@ -105,8 +106,8 @@ TEST_P(Guard, SkippedStepChangesNothingAndIsCounted) {
     TinyModel s;
     Optimizer optimizer(s.table, {.outlier_z = 4}, s.params.data(), DType::f32, MatmulMath::f32);
     for (int i = 0; i < OutlierWindow::kSize; ++i) {
-        optimizer.loss_window().accept(2.0 + 0.01 * (i % 5));
-        optimizer.norm_window().accept(s.grad_norm() * (1 + 0.01 * (i % 5)));
+        optimizer.loss_window().add(2.0 + 0.01 * (i % 5));
+        optimizer.norm_window().add(s.grad_norm() * (1 + 0.01 * (i % 5)));
     }
     double loss = 2.0;
     if (reason == "non-finite loss") loss = std::numeric_limits<double>::quiet_NaN();
@@ -116,19 +117,99 @@ TEST_P(Guard, SkippedStepChangesNothingAndIsCounted) {
         for (float& g : s.grads) g *= 3;
     }
     const std::vector<float> before = s.params;
-    const std::vector<double> window = optimizer.loss_window().values();
+    std::vector<double> window = optimizer.loss_window().values();
     const StepResult result = optimizer.step(s.grads.data(), 1e-2, loss);
     EXPECT_FALSE(result.applied);
     EXPECT_EQ(result.reason, reason);
     EXPECT_EQ(s.params, before);
     EXPECT_EQ(optimizer.num_skipped(), 1);
     EXPECT_EQ(optimizer.num_updates(), 0);
-    EXPECT_EQ(optimizer.loss_window().values(), window) << "a refused value must not enter the window";
+    EXPECT_EQ(optimizer.skips_in_a_row(), 1);
+    if (std::isfinite(loss)) {
+        window.erase(window.begin());
+        window.push_back(loss);
+    }
+    EXPECT_EQ(optimizer.loss_window().values(), window) << "what is finite enters, so that the window moves";
     for (int64_t i = 0; i < s.table.arena_size(); ++i) ASSERT_EQ(optimizer.moment1()[i], 0.0f);
 }
 INSTANTIATE_TEST_SUITE_P(Reasons, Guard,
                          testing::Values("non-finite loss", "outlier loss", "non-finite gradient",
                                          "outlier gradient"));
+
+// A loss that has moved for good is refused at first, not for ever.
+TEST(Optimizer, TheWindowFollowsALossThatHasMoved) {
+    TinyModel s;
+    Optimizer optimizer(s.table, {.outlier_z = 4}, s.params.data(), DType::f32, MatmulMath::f32);
+    for (int i = 0; i < OutlierWindow::kSize; ++i) {
+        optimizer.loss_window().add(2.0 + 0.01 * (i % 5));
+        optimizer.norm_window().add(s.grad_norm() * (1 + 0.01 * (i % 5)));
+    }
+    EXPECT_STREQ(optimizer.step(s.grads.data(), 1e-6, 3.0).reason, "outlier loss");
+    int64_t skipped = 1;
+    while (skipped < 100 && !optimizer.step(s.grads.data(), 1e-6, 3.0).applied) ++skipped;
+    EXPECT_LT(skipped, 30);  // z of 3.0 falls below 4 once a seventeenth of the window is there
+    EXPECT_EQ(optimizer.num_skipped(), skipped);
+    EXPECT_EQ(optimizer.skips_in_a_row(), 0);
+}
+
+// Its square is beyond f32: the second moment would be infinite and the weight after it NaN.
+TEST(Optimizer, AGradientWhoseSquareOverflowsIsNonFinite) {
+    for (const float huge : {1e20f, 1.9e19f, 3e38f}) {
+        TinyModel s;
+        s.grads[5] = huge;
+        Optimizer optimizer(s.table, {.grad_clip = 0}, s.params.data(), DType::f32, MatmulMath::f32);
+        const std::vector<float> before = s.params;
+        EXPECT_STREQ(optimizer.step(s.grads.data(), 1e-2, 2.0).reason, "non-finite gradient") << huge;
+        EXPECT_EQ(s.params, before);
+        // Clipped it is an ordinary direction.
+        Optimizer clipped(s.table, {.grad_clip = 1}, s.params.data(), DType::f32, MatmulMath::f32);
+        EXPECT_TRUE(clipped.step(s.grads.data(), 1e-2, 2.0).applied) << huge;
+        for (const float p : s.params) ASSERT_TRUE(std::isfinite(p));
+    }
+    TinyModel s;
+    s.grads[5] = 1e19f;
+    Optimizer optimizer(s.table, {.beta2 = 0.999999, .grad_clip = 0}, s.params.data(), DType::f32,
+                        MatmulMath::f32);
+    for (int i = 0; i < 5; ++i) ASSERT_TRUE(optimizer.step(s.grads.data(), 1e-2, 2.0).applied);
+    for (int64_t i = 0; i < s.table.arena_size(); ++i) {
+        ASSERT_TRUE(std::isfinite(s.params[static_cast<size_t>(i)])) << i;
+        ASSERT_TRUE(std::isfinite(optimizer.moment2()[i])) << i;
+    }
+}
+
+// Initialisation draws from the streams 0, 1, 2, ... of the seed, one a tensor. Rounding must not draw the
+// same numbers again.
+TEST(Optimizer, RoundingHasRandomStreamsOfItsOwn) {
+    TinyModel s;
+    const uint64_t seed = 7;
+    std::vector<bf16> params(s.params.size());
+    Optimizer optimizer(s.table, {.weight_decay = 0, .grad_clip = 0, .seed = seed}, params.data(),
+                        DType::bf16, MatmulMath::f32);
+    std::copy(s.params.begin(), s.params.end(), optimizer.master());
+    ASSERT_TRUE(optimizer.step(s.grads.data(), 1e-2, 2.0).applied);
+    const int64_t size = s.table.rows()[0].size();
+    const auto rounded_by = [&](uint64_t stream) {
+        std::vector<float> master(s.params), m(s.params.size()), v(s.params.size());
+        std::vector<bf16> rounded(s.params.size());
+        adamw_step(tensor_of(rounded.data(), size), tensor_of(master.data(), size), tensor_of(m.data(), size),
+                   tensor_of(v.data(), size), tensor_of(s.grads.data(), size),
+                   {.lr = 1e-2f,
+                    .beta1 = 0.9f,
+                    .beta2 = 0.95f,
+                    .eps = 1e-8f,
+                    .weight_decay = 0,
+                    .grad_scale = 1,
+                    .step = 1,
+                    .rounding = {seed, stream},
+                    .first_index = 0});
+        int64_t same = 0;
+        for (int64_t i = 0; i < size; ++i)
+            same += rounded[static_cast<size_t>(i)].bits == params[static_cast<size_t>(i)].bits;
+        return same;
+    };
+    EXPECT_EQ(rounded_by((uint64_t{1} << 32) + 1), size);
+    EXPECT_LT(rounded_by(1), size * 9 / 10);
+}
 
 TEST(Optimizer, SameBitsForAnyNumberOfThreads) {
     const int threads_before = num_threads();
@@ -156,14 +237,14 @@ TEST(OutlierWindow, SilentUntilFullThenScoresAndRestores) {
     OutlierWindow window;
     for (int i = 0; i < OutlierWindow::kSize; ++i) {
         EXPECT_TRUE(std::isnan(window.z_score(100)));
-        window.accept(i % 2 ? 1.0 : -1.0);
+        window.add(i % 2 ? 1.0 : -1.0);
     }
     EXPECT_DOUBLE_EQ(window.z_score(3.0), 3.0);  // mean 0, deviation 1
-    for (int i = 0; i < 5; ++i) window.accept(0.5 * i);
+    for (int i = 0; i < 5; ++i) window.add(0.5 * i);
     OutlierWindow restored;
     restored.restore(window.values());
     EXPECT_EQ(restored.values(), window.values());
-    restored.accept(9), window.accept(9);
+    restored.add(9), window.add(9);
     EXPECT_EQ(restored.values(), window.values());
 }
 
@@ -181,7 +262,46 @@ TEST(Schedule, EndsAndMiddles) {
     EXPECT_DOUBLE_EQ(wsd.at(79), 1.0);
     EXPECT_NEAR(wsd.at(85), 0.5, 1e-12);
     EXPECT_DOUBLE_EQ((Schedule{.name = "constant", .lr = 3.0}).at(12345), 3.0);
+    // The last step that is taken is one before the value at the end.
+    EXPECT_NEAR(cosine.at(109), 0.1 + 0.9 * 0.5 * (1 + std::cos(M_PI * 0.99)), 1e-12);
+    EXPECT_NEAR(wsd.at(99), 1 - std::sqrt(0.95), 1e-12);
+    EXPECT_NEAR(wsd.at(100), 0, 1e-12);
     EXPECT_THROW((Schedule{.name = "cosin"}).at(5), InputError);
+}
+
+// Warm-up past 80 %: the decay begins where the warm-up ends, without a jump.
+TEST(Schedule, WsdWithALongWarmup) {
+    const Schedule wsd{.name = "wsd", .lr = 1.0, .final_frac = 0, .warmup = 90, .num_steps = 100};
+    EXPECT_DOUBLE_EQ(wsd.at(44), 0.5);
+    EXPECT_DOUBLE_EQ(wsd.at(89), 1.0);
+    EXPECT_DOUBLE_EQ(wsd.at(90), 1.0);
+    EXPECT_NEAR(wsd.at(95), 1 - std::sqrt(0.5), 1e-12);
+    const Schedule all{.name = "wsd", .lr = 1.0, .final_frac = 0.5, .warmup = 10, .num_steps = 10};
+    EXPECT_DOUBLE_EQ(all.at(9), 1.0);
+    EXPECT_DOUBLE_EQ(all.at(10), 0.5);
+}
+
+TEST(Schedule, FewStepsGiveRatesWithinTheirBounds) {
+    for (const char* name : {"cosine", "linear", "constant", "wsd"}) {
+        for (int64_t steps = 1; steps <= 10; ++steps) {
+            for (int64_t warmup = 0; warmup <= steps; ++warmup) {
+                const Schedule s{
+                    .name = name, .lr = 1.0, .final_frac = 0.1, .warmup = warmup, .num_steps = steps};
+                for (int64_t step = 0; step <= steps; ++step) {
+                    EXPECT_GT(s.at(step), 0) << name << " " << step << "/" << steps << " warm-up " << warmup;
+                    EXPECT_LE(s.at(step), 1) << name << " " << step << "/" << steps << " warm-up " << warmup;
+                    if (step <= warmup) continue;
+                    EXPECT_LE(s.at(step), s.at(step - 1)) << name << " " << step;
+                }
+            }
+        }
+    }
+    const auto last = [](int64_t steps) {
+        return Schedule{.name = "wsd", .lr = 1.0, .final_frac = 0, .warmup = 0, .num_steps = steps}.at(steps -
+                                                                                                       1);
+    };
+    EXPECT_EQ(last(5), 1.0);  // as the header says: too short for a decay
+    EXPECT_LT(last(6), 0.6);
 }
 
 }  // namespace

@@ -1,0 +1,59 @@
+// A run's lines in order, and the search for flags that fit.
+#include "model/run_memory.h"
+
+#include "core/error.h"
+#include "core/log.h"
+#include "model/generate.h"
+
+namespace {
+
+// The largest micro-batch below the present one that fits, 0 when none does.
+int64_t fitting_rows(const ModelConfig& config, RunNeeds needs, int64_t available_bytes) {
+    for (int64_t rows = needs.shape.num_rows - 1; rows >= 1; --rows) {
+        if (needs.rows_per_step > 0 && needs.rows_per_step % rows != 0) continue;
+        // Without a step of given size any number will do; halving finds one soon.
+        if (needs.rows_per_step == 0) rows = std::max<int64_t>(1, (rows + 1) / 2);
+        needs.shape.num_rows = rows;
+        if (plan_run(config, needs).needed_bytes() <= available_bytes) return rows;
+    }
+    return 0;
+}
+
+}  // namespace
+
+MemoryPlan plan_run(const ModelConfig& config, const RunNeeds& needs) {
+    const ParamTable table(config);
+    const int64_t rows = needs.rows_per_step > 0 ? needs.rows_per_step : needs.shape.num_rows;
+    MemoryPlan plan;
+    plan.add("program and libraries", needs.process_bytes);
+    Transformer::plan(plan, config, needs.shape);
+    Optimizer::plan(plan, table, needs.optimizer, needs.shape.dtype);
+    plan.add("the step's batches", rows * needs.shape.seq_len * 3 * dtype_bytes(DType::i32));
+    if (needs.sample_tokens > 0)
+        plan.add("sampling", Decoder::memory_bytes(config, needs.shape.dtype, needs.sample_tokens));
+    plan.add("token shards (mapped)", needs.shard_bytes, true);
+    return plan;
+}
+
+void check_run_memory(const ModelConfig& config, const RunNeeds& needs, int64_t available_bytes) {
+    const int64_t needed = plan_run(config, needs).needed_bytes();
+    if (needed <= available_bytes) return;
+    RunNeeds recomputed = needs;
+    recomputed.shape.recompute = Recompute::block;
+    const bool may_recompute = needs.shape.recompute != Recompute::block;
+    std::string hint;
+    if (const int64_t rows = fitting_rows(config, needs, available_bytes); rows > 0)
+        hint = cat({"--micro-batch ", rows});
+    if (may_recompute && plan_run(config, recomputed).needed_bytes() <= available_bytes)
+        hint += cat({hint.empty() ? "" : ", or ", "--recompute block"});
+    if (may_recompute && hint.empty()) {
+        const int64_t rows = fitting_rows(config, recomputed, available_bytes);
+        if (rows > 0) hint = cat({"--micro-batch ", rows, " --recompute block"});
+    }
+    if (hint.empty()) hint = "a smaller --init, a shorter --seq-len or fewer --batch-tokens";
+    fail_input({.what = "the run does not fit in memory",
+                .where = cat({"--micro-batch ", needs.shape.num_rows}),
+                .expected = cat({"at most ", human_bytes(static_cast<double>(available_bytes))}),
+                .actual = human_bytes(static_cast<double>(needed)),
+                .hint = hint});
+}
