@@ -47,9 +47,14 @@ $(foreach isa,$(ISAS),$(eval $(call isa_rules,$(isa))))
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(COMPILE) -c $< -o $@
-$(BUILD)/train.o: train.cu
+# The commit goes into checkpoints. A stamp that changes with it makes train.o alone be compiled again.
+COMMIT := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+$(BUILD)/commit: FORCE
 	@mkdir -p $(@D)
-	$(COMPILE) -x c++ -c $< -o $@
+	@echo $(COMMIT) | cmp -s - $@ || echo $(COMMIT) > $@
+FORCE:
+$(BUILD)/train.o: train.cu $(BUILD)/commit
+	$(COMPILE) -DINGOT_COMMIT='"$(COMMIT)"' -x c++ -c $< -o $@
 
 sources = $(filter-out %_main.cpp,$(wildcard $(1)/*.cpp))
 define library_rules

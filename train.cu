@@ -1,21 +1,22 @@
-// The trainer. Reads top to bottom: options -> data -> model -> memory -> resume -> loop -> checkpoint ->
+// The trainer. Reads top to bottom: options -> model and data -> memory -> resume -> loop -> checkpoint ->
 // report. Host code only: it knows no backend. Run it twice with the same arguments and it continues where it
 // stopped.
 #include <algorithm>
 #include <cmath>
-#include <csignal>
 #include <cstdio>
 #include <optional>
 
-#include "core/comm.h"
 #include "core/config_diff.h"
 #include "core/error.h"
 #include "core/flags.h"
 #include "core/io.h"
+#include "core/lock.h"
 #include "core/log.h"
 #include "core/memory.h"
+#include "core/stop.h"
 #include "core/threads.h"
 #include "data/loader.h"
+#include "eval/documents.h"
 #include "eval/perplexity.h"
 #include "eval/report.h"
 #include "eval/text.h"
@@ -23,6 +24,7 @@
 #include "kernels/isa.h"
 #include "model/checkpoint.h"
 #include "model/optimizer.h"
+#include "model/run_memory.h"
 #include "model/transformer.h"
 #include "tokenizer/tokenizer.h"
 
@@ -81,7 +83,7 @@ void declare(Flags& f, Options& o) {
     f.add("sample-every", o.sample_every, "steps between sampled texts; 0: at the end only");
     f.add("sample-prompt", o.sample_prompt, "what samples begin with");
     f.add("seed", o.seed, "of weights, data order and rounding");
-    f.add("eot", o.eot, "end-of-text id for shards without a manifest; -1: none", -1, 1 << 30);
+    f.add("eot", o.eot, "end-of-text id of shards without a manifest; -1: the model's own", -1, 1 << 30);
     f.add("mask-documents", o.mask_documents, "keep documents of one row from seeing each other");
     f.add("quiet", o.quiet, "no progress bar");
 }
@@ -97,59 +99,23 @@ double rounded(double value, int digits) {
     return std::round(value * scale) / scale;
 }
 
-volatile std::sig_atomic_t g_signal = 0;
-void on_signal(int signal) {
-    g_signal = signal;
-    std::signal(signal, SIG_DFL);  // whoever asks twice does not want to wait for the checkpoint
-}
+// So many refused steps in a row and the run is dead: the weights stand still and nothing will change that.
+constexpr int64_t kMaxSkipsInARow = 100;
+constexpr int64_t kNewTokens = 100;  // of a sampled text
 
-MemoryPlan plan_memory(const ModelConfig& config, const RunShape& shape, const OptimizerConfig& optimizing,
-                       int64_t batch_tokens) {
-    MemoryPlan plan;
-    Transformer::plan(plan, config, shape);
-    Optimizer::plan(plan, ParamTable(config), optimizing, shape.dtype);
-    plan.add("the step's batches", batch_tokens * 3 * dtype_bytes(DType::i32));
-    return plan;
-}
-
-// Says what the run needs and refuses what will not fit, before anything is allocated, with flags that do.
-MemoryPlan check_memory(const ModelConfig& config, RunShape shape, const OptimizerConfig& optimizing,
-                        int64_t batch_tokens) {
-    const MemoryPlan plan = plan_memory(config, shape, optimizing, batch_tokens);
-    std::fprintf(stderr, "%s", plan.text().c_str());
-    const int64_t available = available_memory_bytes();
-    if (plan.total_bytes() <= available) return plan;
-    const std::string where = cat({"--micro-batch ", shape.num_rows});
-    const auto fits = [&] {
-        return plan_memory(config, shape, optimizing, batch_tokens).total_bytes() <= available;
-    };
-    while (shape.num_rows > 1 && !fits()) shape.num_rows /= 2;
-    std::string hint =
-        fits() ? cat({"--micro-batch ", shape.num_rows, ", or "}) : "a smaller --init or --batch-tokens, ";
-    hint += shape.recompute != Recompute::block ? "--recompute block" : "a shorter --seq-len";
-    fail_input({.what = "the run does not fit in memory",
-                .where = where,
-                .expected = cat({"at most ", human_bytes(static_cast<double>(available))}),
-                .actual = human_bytes(static_cast<double>(plan.total_bytes())),
-                .hint = hint});
-}
-
-// The directory of the tokenizer that made the shards, "" when they do not say. A model that brings its own
-// must have the very same.
-std::string tokenizer_of(const ShardSet& shards, const std::string& init_directory) {
-    const bool own = !init_directory.empty() && path_exists(init_directory + "/tokenizer.json");
-    if (!own) return shards.tokenizer_path();
-    const std::string hash = shards.tokenizer_hash().empty() ? "" : Tokenizer::load(init_directory).hash();
-    if (hash == shards.tokenizer_hash()) return init_directory;
-    fail_input({.what = "the shards were made with another tokenizer than the model's",
-                .where = init_directory,
-                .expected = hash,
-                .actual = shards.tokenizer_hash(),
-                .hint = cat({"build/tokenize encode --tokenizer ", init_directory})});
+int fail_dead_run(int64_t step, int64_t skips, const char* reason) {
+    std::fprintf(
+        stderr,
+        "error: the run is dead: the last %lld steps were all skipped: step %lld: %s; nothing new was "
+        "saved  hint: begin anew from an earlier checkpoint (--init RUN/step_N --out NEW) with a smaller "
+        "--lr or --grad-clip\n",
+        static_cast<long long>(skips), static_cast<long long>(step), reason);
+    return 1;
 }
 
 int body(int argc, char** argv) {
     // ---- options ----
+    ignore_dead_readers();
     Options o;
     Flags flags(
         "train", "Trains a language model on token shards and resumes by itself.",
@@ -161,14 +127,21 @@ int body(int argc, char** argv) {
     if (o.threads > 0) set_num_threads(static_cast<int>(o.threads));
     set_isa(isa_from_name(o.isa.c_str()));
     set_progress_enabled(!o.quiet);
-    const std::unique_ptr<Comm> comm = make_self_comm();
     const uint64_t seed = static_cast<uint64_t>(o.seed);
 
     // ---- model and data ----
-    const bool from_directory = is_directory(o.init);
-    const ModelConfig config = from_directory ? load_hf_config(o.init) : config_preset(o.init);
+    if (o.warmup > o.steps) {
+        fail_input({.what = "the warm-up is longer than the run",
+                    .where = "--warmup",
+                    .expected = cat({"at most --steps ", o.steps}),
+                    .actual = cat({o.warmup}),
+                    .hint = cat({"--warmup ", o.steps / 10})});
+    }
+    const ModelSource source = find_model(o.init);
+    const ModelConfig& config = source.config;
     const int64_t micro_tokens = o.micro_batch * o.seq_len;
-    if (o.batch_tokens == 0) o.batch_tokens = micro_tokens;
+    const bool one_micro_batch = o.batch_tokens == 0;
+    if (one_micro_batch) o.batch_tokens = micro_tokens;
     if (o.batch_tokens % micro_tokens != 0) {
         fail_input({.what = "a step is not a whole number of micro-batches",
                     .where = "--batch-tokens",
@@ -184,14 +157,16 @@ int body(int argc, char** argv) {
                           .seed = seed,
                           .samples_per_step = samples_per_step,
                           .vocab_size = config.vocab_size,
-                          .eot = static_cast<int32_t>(o.eot),
+                          .eot = document_end(o.eot, config),
                           .mask_documents = o.mask_documents};
     Loader train_data(o.train_data, "--train-data", loading);
     loading.order = LoaderOrder::sequential;
     loading.samples_per_step = 0;
     std::optional<Loader> val_data;
     if (!o.val_data.empty()) val_data.emplace(o.val_data, "--val-data", loading);
-    const std::string tokenizer_directory = tokenizer_of(train_data.shards(), from_directory ? o.init : "");
+    note_documents(train_data, "--train-data", o.eot, o.mask_documents);
+    if (val_data) note_documents(*val_data, "--val-data", o.eot, o.mask_documents);
+    const std::string tokenizer_directory = tokenizer_of(train_data.shards(), source.directory);
     if (val_data && val_data->shards().tokenizer_hash() != train_data.shards().tokenizer_hash()) {
         fail_input({.what = "training and held-out shards were made with different tokenizers",
                     .where = "--val-data",
@@ -201,6 +176,7 @@ int body(int argc, char** argv) {
     }
     std::optional<Tokenizer> tokenizer;
     std::vector<int32_t> token_bytes;
+    int64_t sample_tokens = 0;
     if (!tokenizer_directory.empty()) {
         tokenizer = Tokenizer::load(tokenizer_directory);
         token_bytes = bytes_per_token(*tokenizer);
@@ -212,6 +188,7 @@ int body(int argc, char** argv) {
                         .actual = cat({prompt_tokens}),
                         .hint = "give a shorter one"});
         }
+        sample_tokens = std::min(prompt_tokens + 1 + kNewTokens, config.max_position);
     }
 
     // ---- memory: planned, printed, refused or allocated ----
@@ -231,9 +208,22 @@ int body(int argc, char** argv) {
                                      .muon_lr_ratio = o.muon_lr_ratio,
                                      .outlier_z = o.outlier_z,
                                      .seed = seed};
+    const int64_t shard_bytes =
+        train_data.shards().file_bytes() + (val_data ? val_data->shards().file_bytes() : 0);
+    const RunNeeds needs{.shape = shape,
+                         .optimizer = optimizing,
+                         .rows_per_step = one_micro_batch ? 0 : samples_per_step,
+                         .sample_tokens = sample_tokens,
+                         .process_bytes = std::max<int64_t>(0, peak_rss_bytes() - shard_bytes),
+                         .shard_bytes = shard_bytes};
     const ParamTable table(config);
     check_run_directory(o.out, resolved, kFreeOptions);
-    const MemoryPlan plan = check_memory(config, shape, optimizing, o.batch_tokens);
+    const MemoryPlan plan = plan_run(config, needs);
+    std::fprintf(stderr, "%s", plan.text().c_str());
+    check_run_memory(config, needs, available_memory_bytes());
+    const DirectoryLock lock(o.out);  // from here on this process alone writes there
+    check_run_directory(o.out, resolved, kFreeOptions);
+    watch_stop_signals();
     std::fprintf(stderr, "%s", resolved.c_str());
     Transformer model(config, shape);
     Optimizer optimizer(table, optimizing, model.params(), shape.dtype, shape.math);
@@ -243,7 +233,7 @@ int body(int argc, char** argv) {
     const std::string data_hash = train_data.shards().manifest_hash();
     const std::string newest = newest_checkpoint(o.out);
     if (!newest.empty()) {
-        state = load_checkpoint(newest, table, config, model.params(), shape.dtype, optimizer);
+        state = load_newest_checkpoint(o.out, table, config, model.params(), shape.dtype, optimizer);
         if (state.data_hash != data_hash) {
             fail_input({.what = "the training data is not what this run began with",
                         .where = o.train_data,
@@ -251,19 +241,19 @@ int body(int argc, char** argv) {
                         .actual = data_hash,
                         .hint = "bring the old shards back, or choose another --out"});
         }
-        std::fprintf(stderr, "resuming from %s\n", newest.c_str());
+        std::fprintf(stderr, "resuming from %s/%s\n", o.out.c_str(), checkpoint_name(state.step).c_str());
     } else {
-        if (from_directory) {
-            load_hf_weights(o.init, table, config, optimizer.master());
+        if (!source.directory.empty()) {
+            load_hf_weights(source.directory, table, config, optimizer.master());
         } else {
             init_params(table, optimizer.master(), seed);
         }
         optimizer.publish_master();
-        make_directories(o.out);
     }
     if (!path_exists(o.out + "/config.toml")) write_file_atomic(o.out + "/config.toml", resolved);
     state.seed = seed;
     state.config_toml = resolved;
+    state.commit = INGOT_COMMIT;
     state.data_hash = data_hash;
     train_data.seek(state.next_sample);
 
@@ -276,16 +266,13 @@ int body(int argc, char** argv) {
     const double step_flops = flops_per_token(config, o.seq_len) * static_cast<double>(o.batch_tokens);
     const double peak_flops = fma_peak_flops(shape.math);
     RunLog log(o.out);
-    std::signal(SIGXFSZ, SIG_IGN);  // `ulimit -f` shall be a message, as a full disk is
-    std::signal(SIGTERM, on_signal);
-    std::signal(SIGINT, on_signal);
 
     // ---- what happens now and then ----
     const auto evaluate = [&](int64_t max_batches) {
         if (!val_data) return;
-        const Perplexity result = evaluate_perplexity(model, *val_data, token_bytes, max_batches);
-        if (state.best_val_loss == 0 || result.loss() < state.best_val_loss)
-            state.best_val_loss = result.loss();
+        const Perplexity result =
+            evaluate_perplexity(model, *val_data, token_bytes, max_batches, false, stop_asked);
+        if (!result.whole) return;
         JsonLine line;
         line.add("kind", "eval").add("step", state.step).add("val_loss", result.loss());
         line.add("val_bpb", result.bits_per_byte()).add("val_tokens", result.num_tokens);
@@ -299,20 +286,24 @@ int body(int argc, char** argv) {
         if (!tokenizer || !std::isfinite(state.last_loss)) return;  // a diverged model has nothing to say
         TextParams params;
         params.generate.sampling = {.temperature = 0.8, .top_p = 0.95};
-        params.generate.max_new_tokens = 100;
+        params.generate.max_new_tokens = kNewTokens;
+        params.generate.stop = stop_asked;
         params.generate.seed = static_cast<uint64_t>(state.step);
-        const int64_t longest = static_cast<int64_t>(tokenizer->encode(o.sample_prompt).size()) + 101;
-        Decoder decoder(config, table, model.params(), shape.dtype, std::min(longest, config.max_position));
+        Decoder decoder(config, table, model.params(), shape.dtype, sample_tokens);
         const std::string text =
             o.sample_prompt + generate_text(decoder, *tokenizer, o.sample_prompt, params);
+        if (stop_asked()) return;
         log.write(JsonLine().add("kind", "sample").add("step", state.step).add("text", text));
         std::fprintf(stderr, "sample: %s\n", text.c_str());
     };
     int64_t saved_step = newest.empty() ? -1 : state.step;
+    bool checkpoint_due = false;
     const auto checkpoint = [&] {
+        checkpoint_due = false;
         if (saved_step == state.step) return;
         state.num_updates = optimizer.num_updates();
         state.num_skipped = optimizer.num_skipped();
+        state.skips_in_a_row = optimizer.skips_in_a_row();
         state.loss_window = optimizer.loss_window().values();
         state.norm_window = optimizer.norm_window().values();
         save_checkpoint(o.out, table, config, model.params(), shape.dtype, optimizer, state,
@@ -325,20 +316,22 @@ int body(int argc, char** argv) {
     const auto due = [](int64_t step, int64_t every) { return every > 0 && step % every == 0; };
     const int64_t last_step = o.stop_at > 0 ? std::min(o.stop_at, o.steps) : o.steps;
     Progress progress("train", o.steps * o.batch_tokens, "tok");
-    while (state.step < last_step && !g_signal) {
+    while (state.step < last_step && !stop_asked()) {
         const double start = seconds_now();
         // The whole step's batches first: one token count normalises every loss, whatever the micro-batch.
         std::vector<Batch> batches;
         int64_t targets = 0;
-        for (int64_t rows = 0; rows < samples_per_step; rows += o.micro_batch) {
+        for (int64_t rows = 0; rows < samples_per_step && !stop_asked(); rows += o.micro_batch) {
             batches.push_back(train_data.next());
             targets += batches.back().num_targets();
         }
         double loss_sum = 0;
         for (const Batch& batch : batches) {
+            if (stop_asked()) break;
             const bool accumulate = &batch != &batches.front();
             loss_sum += model.forward_backward(batch, 1.0f / static_cast<float>(targets), accumulate);
         }
+        if (stop_asked()) break;  // half a gradient is none: the state is that of the last whole step
         state.last_loss = loss_sum / static_cast<double>(targets);
         const double lr = schedule.at(state.step);
         const StepResult result = optimizer.step(model.grads(), lr, state.last_loss);
@@ -366,23 +359,28 @@ int body(int argc, char** argv) {
             std::fprintf(stderr, "step %lld skipped: %s (%lld so far)\n", static_cast<long long>(state.step),
                          result.reason, static_cast<long long>(optimizer.num_skipped()));
         }
+        if (optimizer.skips_in_a_row() >= kMaxSkipsInARow)
+            return fail_dead_run(state.step, optimizer.skips_in_a_row(), result.reason);
         if (state.step == last_step) break;  // what is due at the end is done below, once
         if (due(state.step, o.eval_every)) evaluate(o.eval_batches);
         if (due(state.step, o.sample_every)) sample();
-        if (due(state.step, o.checkpoint_every)) checkpoint();
+        // Steps that change nothing must not push out the checkpoints of those that did.
+        checkpoint_due = checkpoint_due || due(state.step, o.checkpoint_every);
+        if (checkpoint_due && result.applied) checkpoint();
     }
     progress.finish();
 
-    // ---- the end, or an interruption ----
-    if (g_signal) {
-        checkpoint();
-        std::fprintf(stderr, "train: stopped by signal %d at step %lld; the same command continues\n",
-                     static_cast<int>(g_signal), static_cast<long long>(state.step));
-        return 128 + g_signal;
-    }
+    // ---- the end, or an interruption, which may come as late as in the last evaluation ----
+    if (state.step > 0 && optimizer.num_updates() == 0 && !stop_asked())
+        return fail_dead_run(state.step, optimizer.num_skipped(), "not one could be applied");
     checkpoint();
-    evaluate(0);
-    sample();
+    if (!stop_asked()) evaluate(0);
+    if (!stop_asked()) sample();
+    if (stop_asked()) {
+        std::fprintf(stderr, "train: stopped by signal %d at step %lld; the same command continues\n",
+                     stop_signal(), static_cast<long long>(state.step));
+        return 128 + stop_signal();
+    }
     log.write(JsonLine()
                   .add("kind", "end")
                   .add("step", state.step)

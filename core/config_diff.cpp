@@ -66,7 +66,9 @@ void check_run_directory(const std::string& out, const std::string& resolved_tom
              .actual = difference->given,
              .hint = "repeat that run's arguments to continue it, or choose another --out"});
     }
-    const auto is_leftover = [](const std::string& name) { return name.starts_with(".config.toml.tmp-"); };
+    const auto is_leftover = [](const std::string& name) {
+        return name.starts_with(".config.toml.tmp-") || name == ".lock";
+    };
     const std::vector<std::string> names = is_directory(out) ? list_directory(out) : std::vector{out};
     if (std::all_of(names.begin(), names.end(), is_leftover)) return;
     fail_input({.what = "output directory holds something that is not a training run",

@@ -123,6 +123,14 @@ void remove_leftovers(const std::string& parent, const std::string& name) {
 
 }  // namespace
 
+std::string temporary_name(const std::string& path) { return path + temporary_suffix(); }
+
+bool is_dead_temporary(std::string_view name) {
+    const std::string_view mark = kTemporaryMark;
+    const size_t at = name.find(mark);
+    return at != std::string_view::npos && writer_is_dead(name.substr(at + mark.size()));
+}
+
 MappedFile::MappedFile(const std::string& path) {
     const Descriptor file{open_for_reading(path)};
     struct stat status;

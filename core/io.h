@@ -65,6 +65,12 @@ private:
     bool committed_ = false;
 };
 
+// Under what name this process writes `path`, in the form that AtomicDirectory uses, and whether a name of
+// that form belongs to a writer that is gone for certain: this host's, and no such process.
+constexpr const char* kTemporaryMark = ".tmp-";
+std::string temporary_name(const std::string& path);
+bool is_dead_temporary(std::string_view name);
+
 std::string read_file(const std::string& path);
 // Calls use(data, bytes) for one piece of the file after the other and keeps none: for files larger than
 // memory.

@@ -358,6 +358,12 @@ void ShardSet::read_manifest(const std::string& directory, const std::string& fl
     manifests_.push_back(text);
 }
 
+int64_t ShardSet::file_bytes() const {
+    int64_t bytes = 0;
+    for (const ShardReader& shard : shards_) bytes += shard.file_bytes();
+    return bytes;
+}
+
 std::string ShardSet::manifest_hash() const {
     if (manifests_.empty()) return {};
     std::string all;

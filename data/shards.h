@@ -57,6 +57,7 @@ public:
     const std::string& path() const { return path_; }
     int64_t num_tokens() const { return num_tokens_; }
     int token_bytes() const { return token_bytes_; }
+    int64_t file_bytes() const { return file_.bytes(); }
     void copy(int64_t begin, int64_t count, int32_t* out) const;
     // InputError naming shard, offset and id of the first id that is not in [0, vocab_size).
     void check_ids(int64_t vocab_size) const;
@@ -76,6 +77,7 @@ public:
     ShardSet(const std::string& patterns, const std::string& flag, int64_t vocab_size = 0, int32_t eot = -1);
     const std::vector<ShardReader>& shards() const { return shards_; }
     int64_t num_tokens() const { return num_tokens_; }
+    int64_t file_bytes() const;                         // of all shards: they are mapped
     int64_t vocab_size() const { return vocab_size_; }  // 0: unknown
     int32_t eot() const { return eot_; }                // -1: none
     bool has_manifest() const { return has_manifest_; }

@@ -11,9 +11,9 @@
 #include "core/log.h"
 #include "core/memory.h"
 #include "core/threads.h"
+#include "eval/documents.h"
 #include "eval/perplexity.h"
 #include "eval/report.h"
-#include "kernels/cast.h"
 #include "kernels/isa.h"
 #include "model/checkpoint.h"
 
@@ -68,7 +68,7 @@ int body(int argc, char** argv) {
     flags.add("micro-batch", micro_batch, "windows at a time", 1, 1 << 20);
     flags.add("max-batches", max_batches, "stop after this many micro-batches; 0: all of the data");
     flags.add_choice("dtype", dtype, {"fp32", "bf16"}, "arithmetic");
-    flags.add("eot", eot, "end-of-text id for shards without a manifest; -1: none", -1, 1 << 30);
+    flags.add("eot", eot, "end-of-text id of shards without a manifest; -1: the model's own", -1, 1 << 30);
     flags.add("mask-documents", mask_documents, "keep documents of one window from seeing each other");
     flags.add("out", out, "directory for report.json (and report.html with --report)");
     flags.add("report", report, "--out is a training run: write its report.html");
@@ -94,46 +94,35 @@ int body(int argc, char** argv) {
                          .micro_batch = micro_batch,
                          .order = LoaderOrder::sequential,
                          .vocab_size = config.vocab_size,
-                         .eot = static_cast<int32_t>(eot),
+                         .eot = document_end(eot, config),
                          .mask_documents = mask_documents});
+    note_documents(loader, "--data", eot, mask_documents);
     std::vector<int32_t> token_bytes;
-    if (path_exists(directory + "/tokenizer.json")) {
-        const Tokenizer tokenizer = Tokenizer::load(directory);
-        if (!loader.shards().tokenizer_hash().empty() &&
-            loader.shards().tokenizer_hash() != tokenizer.hash()) {
-            fail_input({.what = "the shards were made with another tokenizer than the model's",
-                        .where = data,
-                        .expected = tokenizer.hash(),
-                        .actual = loader.shards().tokenizer_hash(),
-                        .hint = cat({"build/tokenize encode --tokenizer ", directory})});
-        }
-        token_bytes = bytes_per_token(tokenizer);
-    }
+    if (path_exists(directory + "/tokenizer.json"))
+        token_bytes = bytes_per_token(Tokenizer::load(tokenizer_of(loader.shards(), directory)));
 
     const RunShape shape{.num_rows = micro_batch,
                          .seq_len = seq_len,
                          .dtype = dtype == "bf16" ? DType::bf16 : DType::f32,
                          .math = dtype == "bf16" ? MatmulMath::bf16 : MatmulMath::f32,
                          .backward = false};
-    MemoryPlan plan;
-    Transformer::plan(plan, config, shape);
-    if (plan.total_bytes() > available_memory_bytes()) {
-        fail_input(
-            {.what = "the evaluation does not fit in memory",
-             .expected = human_bytes(static_cast<double>(available_memory_bytes())),
-             .actual = human_bytes(static_cast<double>(plan.total_bytes())),
-             .hint = cat({"--micro-batch ", std::max<int64_t>(1, micro_batch / 2), " or --dtype bf16"})});
+    const auto needed_bytes = [&](const RunShape& s) {
+        MemoryPlan plan;
+        Transformer::plan(plan, config, s);
+        return plan.needed_bytes();
+    };
+    if (const int64_t available = available_memory_bytes(); needed_bytes(shape) > available) {
+        RunShape smaller = shape;
+        while (smaller.num_rows > 1 && needed_bytes(smaller) > available) smaller.num_rows /= 2;
+        const bool fits = needed_bytes(smaller) <= available;
+        fail_input({.what = "the evaluation does not fit in memory",
+                    .expected = cat({"at most ", human_bytes(static_cast<double>(available))}),
+                    .actual = human_bytes(static_cast<double>(needed_bytes(shape))),
+                    .hint = fits ? cat({"--micro-batch ", smaller.num_rows})
+                                 : "--dtype bf16, or a shorter --seq-len"});
     }
     Transformer model(config, shape);
-    const int64_t size = model.table().arena_size();
-    if (shape.dtype == DType::f32) {
-        load_hf_weights(directory, model.table(), config, static_cast<float*>(model.params()));
-    } else {
-        Buffer weights(size * 4);
-        load_hf_weights(directory, model.table(), config, static_cast<float*>(weights.data()));
-        cast(tensor_of(static_cast<bf16*>(model.params()), size),
-             tensor_of(static_cast<float*>(weights.data()), size));
-    }
+    load_hf_weights(directory, model.table(), config, model.params(), shape.dtype);
 
     const double start = seconds_now();
     const Perplexity result = evaluate_perplexity(model, loader, token_bytes, max_batches, true);

@@ -9,9 +9,9 @@
 #include "core/error.h"
 #include "core/flags.h"
 #include "core/log.h"
+#include "core/memory.h"
 #include "core/threads.h"
 #include "eval/text.h"
-#include "kernels/cast.h"
 #include "kernels/isa.h"
 #include "model/checkpoint.h"
 
@@ -53,26 +53,17 @@ int body(int argc, char** argv) {
 
     const ModelConfig config = load_hf_config(directory);
     const Tokenizer tokenizer = Tokenizer::load(directory);
+    for (const int64_t id : config.eos_list) params.generate.stop_tokens.push_back(static_cast<int32_t>(id));
     if (tokenizer.vocab_size() > config.vocab_size) {
         fail_input({.what = "the tokenizer has more tokens than the model",
                     .where = directory,
                     .expected = cat({"at most ", config.vocab_size}),
                     .actual = cat({tokenizer.vocab_size()})});
     }
-    const ParamTable table(config);
-    Buffer weights(table.arena_size() * 4);
-    load_hf_weights(directory, table, config, static_cast<float*>(weights.data()));
-    DType used = DType::f32;
-    if (dtype == "bf16") {
-        Buffer rounded(table.arena_size() * 2);
-        cast(tensor_of(static_cast<bf16*>(rounded.data()), table.arena_size()),
-             tensor_of(static_cast<float*>(weights.data()), table.arena_size()));
-        weights = std::move(rounded);
-        used = DType::bf16;
-    }
-
     const int64_t prompt_tokens = static_cast<int64_t>(tokenizer.encode(prompt).size()) + 1;
-    if (max_tokens == 0) max_tokens = prompt_tokens + params.generate.max_new_tokens;
+    int64_t& new_tokens = params.generate.max_new_tokens;
+    new_tokens = std::min(new_tokens, config.max_position);  // so that no sum overflows
+    if (max_tokens == 0) max_tokens = prompt_tokens + new_tokens;
     max_tokens = std::min(max_tokens, config.max_position);
     if (prompt_tokens >= max_tokens) {
         fail_input({.what = "the prompt does not fit",
@@ -81,7 +72,22 @@ int body(int argc, char** argv) {
                     .actual = cat({prompt_tokens}),
                     .hint = "a shorter prompt, or a larger --max-context"});
     }
-    params.generate.max_new_tokens = std::min(params.generate.max_new_tokens, max_tokens - prompt_tokens);
+    new_tokens = std::min(new_tokens, max_tokens - prompt_tokens);
+
+    const ParamTable table(config);
+    const DType used = dtype == "bf16" ? DType::bf16 : DType::f32;
+    const int64_t weight_bytes = table.arena_size() * dtype_bytes(used);
+    const int64_t needed = weight_bytes + Decoder::memory_bytes(config, used, max_tokens);
+    if (const int64_t available = available_memory_bytes(); needed > available) {
+        fail_input({.what = "the model and its context do not fit in memory",
+                    .where = directory,
+                    .expected = cat({"at most ", human_bytes(static_cast<double>(available))}),
+                    .actual = human_bytes(static_cast<double>(needed)),
+                    .hint = used == DType::f32 ? "--dtype bf16, or a smaller --max-context"
+                                               : "a smaller --max-context or model"});
+    }
+    Buffer weights(weight_bytes);
+    load_hf_weights(directory, table, config, weights.data(), used);
     Decoder decoder(config, table, weights.data(), used, max_tokens);
     const double start = seconds_now();
     std::fwrite(prompt.data(), 1, prompt.size(), stdout);

@@ -30,7 +30,7 @@ std::vector<int32_t> bytes_per_token(const Tokenizer& tokenizer) {
 
 Perplexity evaluate_perplexity(Transformer& model, const Loader& loader,
                                const std::vector<int32_t>& token_bytes, int64_t max_batches,
-                               bool show_progress) {
+                               bool show_progress, const std::function<bool()>& stop) {
     const int64_t rows = loader.micro_batch(), windows = loader.num_windows();
     const RunShape& shape = model.shape();
     CHECK(rows <= shape.num_rows && loader.seq_len() <= shape.seq_len,
@@ -41,6 +41,10 @@ Perplexity evaluate_perplexity(Transformer& model, const Loader& loader,
     Perplexity result;
     for (int64_t first = 0, batches = 0; first < windows && (max_batches == 0 || batches < max_batches);
          first += rows, ++batches) {
+        if (stop && stop()) {
+            result.whole = false;
+            return result;
+        }
         const Batch batch = loader.batch_at(first, std::min(rows, windows - first));
         const size_t num_tokens = batch.tokens.size();
         model.forward_loss(batch, tensor_of(losses.data(), static_cast<int64_t>(num_tokens)));

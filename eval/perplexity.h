@@ -5,6 +5,7 @@
 // bits per byte compare across tokenizers, and with a compressor's output over the same bytes.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "data/loader.h"
@@ -15,6 +16,7 @@ struct Perplexity {
     double nats = 0;
     int64_t num_tokens = 0;
     int64_t num_bytes = 0;  // 0: unknown (no tokenizer)
+    bool whole = true;      // false: stopped before the end, of no use
     double loss() const;
     double perplexity() const;
     double bits_per_byte() const;  // NaN when bytes are unknown
@@ -24,7 +26,8 @@ struct Perplexity {
 std::vector<int32_t> bytes_per_token(const Tokenizer& tokenizer);
 
 // Runs over `loader` (sequential order) from its start; max_batches 0: all of it. token_bytes may be empty.
+// `stop` (may be empty) is asked before each micro-batch.
 // Sums in f64 in window order: the same bits for any number of threads and any micro-batch.
 Perplexity evaluate_perplexity(Transformer& model, const Loader& loader,
                                const std::vector<int32_t>& token_bytes, int64_t max_batches = 0,
-                               bool show_progress = false);
+                               bool show_progress = false, const std::function<bool()>& stop = {});

@@ -6,33 +6,32 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <functional>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <string_view>
 #include <utility>
 
 #include "core/error.h"
 #include "core/io.h"
+#include "core/json.h"
 #include "core/threads.h"
-#include "model/safetensors.h"
+#include "model/file_hashes.h"
 
 namespace {
 
 using nlohmann::json;
 
-constexpr int kStateVersion = 1;
+constexpr int kStateVersion = 2;  // 1 is read too: it counts no consecutive skips
 constexpr std::string_view kStepPrefix = "step_";
 constexpr const char* kStatePath = "trainer/state.json";
-constexpr const char* kHashesPath = "trainer/hashes.json";
 constexpr const char* kModelPath = "model.safetensors";
 constexpr const char* kMasterPath = "trainer/master.safetensors";
 constexpr const char* kMoment1Path = "trainer/m.safetensors";
 constexpr const char* kMoment2Path = "trainer/v.safetensors";
-constexpr const char* kDamageHint =
-    "remove or repair this checkpoint; the one before it will be resumed from";
+constexpr const char* kSetAside = ".damaged";
 
 // ---- state.json
 // ----------------------------------------------------------------------------------------------------
@@ -69,114 +68,44 @@ std::string state_to_json(const TrainerState& state, DType dtype) {
     j["tokens"] = state.tokens;
     j["num_updates"] = state.num_updates;
     j["num_skipped"] = state.num_skipped;
+    j["skips_in_a_row"] = state.skips_in_a_row;
     j["loss_window"] = from_doubles(state.loss_window);
     j["norm_window"] = from_doubles(state.norm_window);
-    j["best_val_loss"] = from_double(state.best_val_loss);
     j["last_loss"] = from_double(state.last_loss);
     j["seed"] = state.seed;
     j["config_toml"] = state.config_toml;
     j["data_hash"] = state.data_hash;
     j["commit"] = state.commit;
-    j["run_id"] = state.run_id;
     return j.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
 TrainerState state_from_json(const std::string& path, DType& dtype) {
     TrainerState state;
-    try {
-        const json j = json::parse(read_file(path));
-        if (j.at("version").get<int>() != kStateVersion)
-            fail_input({"trainer state is of another version", path, cat({kStateVersion}),
-                        j.at("version").dump(), "resume with the version of the program that wrote it"});
+    const JsonSource source{.what = "malformed trainer state",
+                            .where = path,
+                            .hint = "remove this checkpoint; the one before it will be resumed from"};
+    const json j = parse_json<json>(read_file(path), source);
+    read_json(source, [&] {
+        const int version = j.at("version").get<int>();
+        if (version < 1 || version > kStateVersion)
+            fail_input({"trainer state is of another version", path, cat({"1 to ", kStateVersion}),
+                        cat({version}), "resume with the version of the program that wrote it"});
         dtype = j.at("dtype").get<std::string>() == dtype_name(DType::bf16) ? DType::bf16 : DType::f32;
         j.at("step").get_to(state.step);
         j.at("next_sample").get_to(state.next_sample);
         j.at("tokens").get_to(state.tokens);
         j.at("num_updates").get_to(state.num_updates);
         j.at("num_skipped").get_to(state.num_skipped);
+        if (version > 1) j.at("skips_in_a_row").get_to(state.skips_in_a_row);
         state.loss_window = to_doubles(j.at("loss_window"));
         state.norm_window = to_doubles(j.at("norm_window"));
-        state.best_val_loss = to_double(j.at("best_val_loss"));
         state.last_loss = to_double(j.at("last_loss"));
         j.at("seed").get_to(state.seed);
         j.at("config_toml").get_to(state.config_toml);
         j.at("data_hash").get_to(state.data_hash);
         j.at("commit").get_to(state.commit);
-        j.at("run_id").get_to(state.run_id);
-    } catch (const json::exception& error) {
-        fail_input(
-            {.what = "malformed trainer state", .where = path, .actual = error.what(), .hint = kDamageHint});
-    }
+    });
     return state;
-}
-
-// ---- hashes.json
-// ---------------------------------------------------------------------------------------------------
-
-struct FileRecord {
-    std::string path;  // inside the checkpoint
-    int64_t bytes = 0;
-    std::string sha256 = {};
-};
-
-void write_hashes(const std::string& directory, const std::vector<FileRecord>& records) {
-    json j = json::object();
-    for (const FileRecord& record : records)
-        j[record.path] = {{"bytes", record.bytes}, {"sha256", record.sha256}};
-    write_file_atomic(cat({directory, "/", kHashesPath}), j.dump(2) + "\n");
-}
-
-// Empty when there is no such file or it is not what write_hashes writes.
-std::vector<FileRecord> read_hashes(const std::string& directory) {
-    const std::string path = cat({directory, "/", kHashesPath});
-    std::vector<FileRecord> records;
-    if (!path_exists(path)) return records;
-    const json j = json::parse(read_file(path), nullptr, false);
-    if (!j.is_object()) return records;
-    for (const auto& [name, record] : j.items()) {
-        if (!record.is_object() || !record.contains("bytes") || !record["bytes"].is_number_unsigned() ||
-            !record.contains("sha256") || !record["sha256"].is_string())
-            return {};
-        records.push_back({name, record["bytes"].get<int64_t>(), record["sha256"].get<std::string>()});
-    }
-    return records;
-}
-
-bool is_whole(const std::string& directory) {
-    const std::vector<FileRecord> records = read_hashes(directory);
-    return !records.empty() && std::all_of(records.begin(), records.end(), [&](const FileRecord& record) {
-        const std::string path = directory + "/" + record.path;
-        return path_exists(path) && !is_directory(path) && file_bytes(path) == record.bytes;
-    });
-}
-
-void verify_hashes(const std::string& directory) {
-    const std::vector<FileRecord> records = read_hashes(directory);
-    if (records.empty())
-        fail_input({.what = "checkpoint has no hashes",
-                    .where = directory,
-                    .expected = kHashesPath,
-                    .hint = kDamageHint});
-    for (const char* required : {kStatePath, kModelPath, kMoment1Path, kMoment2Path})
-        if (std::none_of(records.begin(), records.end(),
-                         [&](const FileRecord& r) { return r.path == required; }))
-            fail_input({.what = "checkpoint's hashes miss a file",
-                        .where = cat({directory, "/", kHashesPath}),
-                        .expected = required,
-                        .hint = kDamageHint});
-    parallel_for(static_cast<int64_t>(records.size()), [&](int64_t i) {
-        const FileRecord& record = records[static_cast<size_t>(i)];
-        const std::string path = directory + "/" + record.path;
-        if (!path_exists(path))
-            fail_input({.what = "checkpoint lacks a file", .where = path, .hint = kDamageHint});
-        if (file_bytes(path) != record.bytes)
-            fail_input({"checkpoint file has the wrong size", path, cat({record.bytes, " bytes"}),
-                        cat({file_bytes(path), " bytes"}), kDamageHint});
-        const std::string actual = sha256_file(path);
-        if (actual != record.sha256)
-            fail_input(
-                {"checkpoint file is damaged", path, cat({"sha256 ", record.sha256}), actual, kDamageHint});
-    });
 }
 
 // ---- names
@@ -210,11 +139,56 @@ void remove_tree(const std::string& path) {
 }
 
 void remove_leftovers(const std::string& out) {
-    for (const std::string& name : list_directory(out)) {
-        const size_t suffix = name.find(".tmp-");
-        if (suffix != std::string::npos && step_of(std::string_view(name).substr(0, suffix)) >= 0)
+    for (const std::string& name : list_directory(out))
+        if (is_dead_temporary(name) &&
+            step_of(std::string_view(name).substr(0, name.find(kTemporaryMark))) >= 0)
             remove_tree(out + "/" + name);
+}
+
+void verify(const std::string& directory) {
+    verify_all_hashes(directory, {kStatePath, kModelPath, kMoment1Path, kMoment2Path});
+}
+
+// Renamed so that no run looks at it again, and said in one line.
+void set_aside(const std::string& directory, const std::string& reason) {
+    std::string target = directory + kSetAside;
+    for (int i = 2; path_exists(target); ++i) target = cat({directory, kSetAside, "-", i});
+    std::error_code error;
+    std::filesystem::rename(directory, target, error);
+    if (error) fail_input({.what = "cannot rename directory", .where = directory, .actual = error.message()});
+    std::fprintf(stderr, "checkpoint set aside as %s: %s\n", target.c_str(), reason.c_str());
+}
+
+// load_checkpoint behind its hashes.
+TrainerState load_verified(const std::string& directory, const ParamTable& table, const ModelConfig& config,
+                           void* params, DType dtype, Optimizer& optimizer) {
+    // Through config.json's own text, so that what JSON cannot carry is not compared.
+    if (load_hf_config(directory) != config_from_json(config_to_json(config, "float32"), "this run's model"))
+        fail_input({.what = "checkpoint is of another model",
+                    .where = directory + "/config.json",
+                    .expected = "the model of this run",
+                    .actual = "other numbers",
+                    .hint = "use another --out, or start from it with --init"});
+    DType saved_dtype = DType::f32;
+    const TrainerState state = state_from_json(cat({directory, "/", kStatePath}), saved_dtype);
+
+    const char* master = saved_dtype == DType::f32 ? kModelPath : kMasterPath;
+    load_arena(cat({directory, "/", master}), table, optimizer.master(), DType::f32);
+    load_arena(cat({directory, "/", kMoment1Path}), table, optimizer.moment1(), DType::f32);
+    load_arena(cat({directory, "/", kMoment2Path}), table, optimizer.moment2(), DType::f32,
+               [&](const ParamInfo& row) { return optimizer.has_second_moment(row); });
+    if (dtype == DType::bf16) {
+        if (saved_dtype == dtype)
+            load_arena(cat({directory, "/", kModelPath}), table, params, dtype);
+        else
+            optimizer.publish_master();
     }
+    optimizer.set_num_updates(state.num_updates);
+    optimizer.set_num_skipped(state.num_skipped);
+    optimizer.set_skips_in_a_row(state.skips_in_a_row);
+    optimizer.loss_window().restore(state.loss_window);
+    optimizer.norm_window().restore(state.norm_window);
+    return state;
 }
 
 }  // namespace
@@ -267,32 +241,27 @@ void save_checkpoint(const std::string& out, const ParamTable& table, const Mode
 
 TrainerState load_checkpoint(const std::string& directory, const ParamTable& table, const ModelConfig& config,
                              void* params, DType dtype, Optimizer& optimizer) {
-    verify_hashes(directory);
-    // Through config.json's own text, so that what JSON cannot carry is not compared.
-    if (load_hf_config(directory) != config_from_json(config_to_json(config, "float32"), "this run's model"))
-        fail_input({.what = "checkpoint is of another model",
-                    .where = directory + "/config.json",
-                    .expected = "the model of this run",
-                    .actual = "other numbers",
-                    .hint = "use another --out, or start from it with --init"});
-    DType saved_dtype = DType::f32;
-    const TrainerState state = state_from_json(cat({directory, "/", kStatePath}), saved_dtype);
+    verify(directory);
+    return load_verified(directory, table, config, params, dtype, optimizer);
+}
 
-    const char* master = saved_dtype == DType::f32 ? kModelPath : kMasterPath;
-    load_arena(cat({directory, "/", master}), table, optimizer.master(), DType::f32);
-    load_arena(cat({directory, "/", kMoment1Path}), table, optimizer.moment1(), DType::f32);
-    load_arena(cat({directory, "/", kMoment2Path}), table, optimizer.moment2(), DType::f32);
-    if (dtype == DType::bf16) {
-        if (saved_dtype == dtype)
-            load_arena(cat({directory, "/", kModelPath}), table, params, dtype);
-        else
-            optimizer.publish_master();
+TrainerState load_newest_checkpoint(const std::string& out, const ParamTable& table,
+                                    const ModelConfig& config, void* params, DType dtype,
+                                    Optimizer& optimizer) {
+    std::vector<std::pair<std::string, std::string>> damaged;  // directory, reason
+    for (const std::string& name : whole_checkpoints(out)) {
+        const std::string directory = out + "/" + name;
+        try {
+            verify(directory);
+        } catch (const InputError& error) {
+            damaged.emplace_back(directory, error.what());
+            continue;
+        }
+        for (const auto& [path, reason] : damaged) set_aside(path, reason);
+        return load_verified(directory, table, config, params, dtype, optimizer);
     }
-    optimizer.set_num_updates(state.num_updates);
-    optimizer.set_num_skipped(state.num_skipped);
-    optimizer.loss_window().restore(state.loss_window);
-    optimizer.norm_window().restore(state.norm_window);
-    return state;
+    CHECK(!damaged.empty(), cat({"no checkpoint in ", out}));
+    throw InputError(damaged.front().second);  // none is left that could take its place: a person must look
 }
 
 std::string newest_checkpoint(const std::string& out) {
@@ -306,7 +275,7 @@ void prune_checkpoints(const std::string& out, int64_t keep) {
     const std::vector<std::string> names = whole_checkpoints(out);
     for (size_t i = static_cast<size_t>(keep); i < names.size(); ++i) {
         // Out of sight first: a reader never finds a half-removed directory under a checkpoint's name.
-        const std::string hidden = cat({out, "/", names[i], ".tmp-removed"});
+        const std::string hidden = temporary_name(out + "/" + names[i]);
         remove_tree(hidden);
         std::filesystem::rename(out + "/" + names[i], hidden);
         remove_tree(hidden);

@@ -20,21 +20,19 @@ struct TrainerState {
     int64_t step = 0;         // optimizer steps done, skipped ones included
     int64_t next_sample = 0;  // global sample index: the loader's whole state
     int64_t tokens = 0;       // trained on so far
-    int64_t num_updates = 0, num_skipped = 0;
+    int64_t num_updates = 0, num_skipped = 0, skips_in_a_row = 0;
     std::vector<double> loss_window, norm_window;
-    double best_val_loss = 0;  // 0: none yet
-    double last_loss = 0;      // training loss of the step just done
+    double last_loss = 0;  // training loss of the step just done
     uint64_t seed = 0;
     std::string config_toml;  // resolved flags
     std::string data_hash;    // hash of the training manifest
     std::string commit;       // of the program
-    std::string run_id;       // identity of the run that owns the output directory
 };
 
 std::string checkpoint_name(int64_t step);  // "step_00001000"
 // Writes OUT/step_N atomically, hashes of all its files in trainer/hashes.json. OUT must exist and belong to
-// this writer alone: what killed writers left in it is removed, and so is a step_N that is not whole. The
-// state's counts are the optimizer's.
+// this writer alone (core/lock.h): what killed writers left in it is removed, and so is a step_N that is not
+// whole. The state's counts are the optimizer's.
 void save_checkpoint(const std::string& out, const ParamTable& table, const ModelConfig& config,
                      const void* params, DType dtype, const Optimizer& optimizer, const TrainerState& state,
                      const std::string& tokenizer_directory);
@@ -43,6 +41,11 @@ void save_checkpoint(const std::string& out, const ParamTable& table, const Mode
 // so it does not follow from the master); else they are published from the master.
 TrainerState load_checkpoint(const std::string& directory, const ParamTable& table, const ModelConfig& config,
                              void* params, DType dtype, Optimizer& optimizer);
+// The newest checkpoint of OUT whose hashes hold. Damaged ones that are newer are renamed to step_N.damaged,
+// in one line on stderr each; InputError, and nothing renamed, when no other is left. OUT must have one.
+TrainerState load_newest_checkpoint(const std::string& out, const ParamTable& table,
+                                    const ModelConfig& config, void* params, DType dtype,
+                                    Optimizer& optimizer);
 // The newest whole checkpoint in OUT, "" when there is none. Names decide, never modification times. Whole:
 // every file of hashes.json is there with its size; the hashes themselves are verified by load_checkpoint.
 std::string newest_checkpoint(const std::string& out);

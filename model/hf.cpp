@@ -4,11 +4,12 @@
 #include "model/hf.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
 #include <utility>
@@ -17,15 +18,16 @@
 #include "core/bf16.h"
 #include "core/error.h"
 #include "core/io.h"
-#include "core/log.h"
+#include "core/json.h"
 #include "core/threads.h"
-#include "kernels/cast.h"
+#include "model/file_hashes.h"
 #include "model/safetensors.h"
 
 namespace {
 
 using nlohmann::json;
 
+constexpr const char* kCopyHint = "copy the model from its source again";
 constexpr int64_t kConvertGrain = 1 << 16;  // elements of one task
 constexpr int64_t kTransposeTile = 32;  // a 32 x 32 tile of f32 is 4 KiB: both sides stay in the first cache
 
@@ -43,28 +45,38 @@ float half_to_float(uint16_t bits) {
     return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
 }
 
-// Files do not promise alignment, hence the memcpy.
-template <class Bits, class Convert>
-void convert_elements(float* out, const SafetensorsEntry& entry, Convert convert) {
+void store(float& out, float value) { out = value; }
+void store(bf16& out, float value) { out = to_bf16(value); }
+
+// Calls use(i, value) for every element and returns whether all calls returned true. Files do not promise
+// alignment, hence the memcpy.
+template <class Bits, class Convert, class Use>
+bool all_elements_of(const SafetensorsEntry& entry, Convert convert, Use use) {
     const int64_t size = entry.bytes / static_cast<int64_t>(sizeof(Bits));
+    std::atomic<bool> all = true;
     parallel_ranges(size, kConvertGrain, [&](int64_t begin, int64_t end) {
+        bool here = true;
         for (int64_t i = begin; i < end; ++i) {
             Bits bits;
             std::memcpy(&bits, entry.data + i * static_cast<int64_t>(sizeof bits), sizeof bits);
-            out[i] = convert(bits);
+            here &= use(i, convert(bits));
         }
+        if (!here) all = false;
     });
+    return all;
 }
 
 bool loadable(const std::string& dtype) { return dtype == "F32" || dtype == "BF16" || dtype == "F16"; }
 
-void to_f32(float* out, const SafetensorsEntry& entry) {
+template <class Use>
+bool all_elements(const SafetensorsEntry& entry, Use use) {
     if (entry.dtype == "F32")
-        convert_elements<float>(out, entry, [](float x) { return x; });
-    else if (entry.dtype == "BF16")
-        convert_elements<uint16_t>(out, entry, [](uint16_t x) { return to_float(bf16{x}); });
-    else
-        convert_elements<uint16_t>(out, entry, half_to_float);
+        return all_elements_of<float>(
+            entry, [](float x) { return x; }, use);
+    if (entry.dtype == "BF16")
+        return all_elements_of<uint16_t>(
+            entry, [](uint16_t x) { return to_float(bf16{x}); }, use);
+    return all_elements_of<uint16_t>(entry, half_to_float, use);
 }
 
 // out[c, r] = inp[r, c]
@@ -147,6 +159,16 @@ public:
         taken_.insert(name);
         return found->second.entry;
     }
+    // The values are not needed any more: their pages need not count as this process's memory.
+    void release(const std::string& name) const {
+        const Source& source = tensors_.at(name);
+        source.file->drop_pages(*source.entry);
+    }
+    std::vector<std::string> file_names() const {
+        std::vector<std::string> names;
+        for (const auto& file : files_) names.push_back(file->path().substr(file->path().rfind('/') + 1));
+        return names;
+    }
     std::string place(const std::string& name) const {
         return cat({tensors_.at(name).file->path(), ", tensor ", name});
     }
@@ -169,10 +191,13 @@ private:
 };
 
 void add_shards(TensorSet& tensors, const std::string& directory, const std::string& index_path) {
-    const json index = json::parse(read_file(index_path), nullptr, false);
+    const json index = parse_json<json>(
+        read_file(index_path), {.what = "malformed shard index", .where = index_path, .hint = kCopyHint});
     if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
-        fail_input(
-            {.what = "malformed shard index", .where = index_path, .expected = "{\"weight_map\": {...}}"});
+        fail_input({.what = "malformed shard index",
+                    .where = index_path,
+                    .expected = "{\"weight_map\": {...}}",
+                    .hint = kCopyHint});
     std::map<std::string, const SafetensorsFile*> shards;
     for (const auto& [name, file] : index["weight_map"].items()) {
         const std::string shard = file.is_string() ? file.get<std::string>() : "";
@@ -180,7 +205,8 @@ void add_shards(TensorSet& tensors, const std::string& directory, const std::str
             fail_input({.what = "shard index names no file beside it",
                         .where = cat({index_path, ", tensor ", name}),
                         .expected = "a file name",
-                        .actual = file.dump()});
+                        .actual = json_excerpt(file),
+                        .hint = kCopyHint});
         const SafetensorsFile*& opened = shards[shard];
         if (!opened) opened = &tensors.add_file(directory + "/" + shard);
         if (!opened->entries().count(name))
@@ -222,33 +248,46 @@ void check_entry(const SafetensorsEntry& entry, const ParamInfo& row, const std:
                     "do config.json and the weights belong together?"});
 }
 
-void load_row(const SafetensorsEntry& entry, const ParamInfo& row, const ParamTable& table, void* arena,
-              DType dtype) {
-    const Tensor out = table.tensor(arena, dtype, row);
-    if (dtype == DType::f32 && !row.hf_transposed) return to_f32(out.as<float>(), entry);
-    std::vector<float> values(static_cast<size_t>(row.size()));
-    to_f32(values.data(), entry);
-    if (row.hf_transposed) {
-        std::vector<float> as_stored(values.size());
-        as_stored.swap(values);
-        transpose(values.data(), as_stored.data(), row.cols, row.rows);
-    }
-    cast(out.view(row.size()), tensor_of(values.data(), row.size()));
+// Returns whether all values are finite.
+template <class Out>
+bool load_row(Out* out, const SafetensorsEntry& entry, const ParamInfo& row) {
+    std::vector<Out> as_stored(row.hf_transposed ? static_cast<size_t>(row.size()) : 0);
+    Out* to = row.hf_transposed ? as_stored.data() : out;
+    const bool finite = all_elements(entry, [&](int64_t i, float value) {
+        store(to[i], value);
+        return std::isfinite(value);
+    });
+    if (row.hf_transposed) transpose(out, as_stored.data(), row.cols, row.rows);
+    return finite;
 }
 
-// Fills every row of the table. `bare_names`: a name without its prefix will do.
-void load_rows(TensorSet& tensors, const ParamTable& table, bool bare_names, void* arena, DType dtype) {
+struct LoadOptions {
+    bool bare_names = false;  // a name without its prefix will do
+    bool finite = false;      // InputError for a value that is not
+    std::function<bool(const ParamInfo&)> wanted = {};
+};
+
+// Fills every wanted row of the table.
+void load_rows(TensorSet& tensors, const ParamTable& table, void* arena, DType dtype,
+               const LoadOptions& options) {
     std::vector<std::string> missing;
     for (const ParamInfo& row : table.rows()) {
         std::string name = row.hf_name;
         const SafetensorsEntry* entry = tensors.take(name);
-        if (!entry && bare_names) entry = tensors.take(name = without_prefix(row.hf_name));
+        if (!entry && options.bare_names) entry = tensors.take(name = without_prefix(row.hf_name));
         if (!entry) {
             missing.push_back(cat({row.hf_name, " ", typed_shape("", hf_shape(row))}));
             continue;
         }
         check_entry(*entry, row, tensors.place(name));
-        load_row(*entry, row, table, arena, dtype);
+        if (options.wanted && !options.wanted(row)) continue;
+        const Tensor out = table.tensor(arena, dtype, row);
+        const bool finite = dtype == DType::f32 ? load_row(out.as<float>(), *entry, row)
+                                                : load_row(out.as<bf16>(), *entry, row);
+        if (options.finite && !finite)
+            fail_input({"tensor holds a value that is not finite", tensors.place(name), "numbers",
+                        "NaN or infinity", "its model has diverged: use an earlier checkpoint"});
+        tensors.release(name);
     }
     if (!missing.empty())
         fail_input({"missing tensor", tensors.where(), missing[0],
@@ -265,19 +304,25 @@ void fail_if_surplus(const std::vector<std::string>& names, const std::string& w
 
 // A tied model may carry its head all the same; then it must be the embedding, or the two would part in
 // training.
-void check_tied_head(TensorSet& tensors, const ParamTable& table, const float* arena) {
+template <class T>
+void check_tied_head(TensorSet& tensors, const ParamTable& table, const T* arena) {
     const std::string name = "lm_head.weight";
     const SafetensorsEntry* head = tensors.take(name);
     if (!head) return;
     for (const ParamInfo& row : table.rows()) {
         if (row.slot != Slot::wte) continue;
         check_entry(*head, row, tensors.place(name));
-        std::vector<float> values(static_cast<size_t>(row.size()));
-        to_f32(values.data(), *head);
-        if (std::memcmp(values.data(), arena + row.offset, values.size() * sizeof(float)) != 0)
+        const T* embedding = arena + row.offset;
+        const bool same = all_elements(*head, [&](int64_t i, float value) {
+            T stored;
+            store(stored, value);
+            return std::memcmp(&stored, embedding + i, sizeof stored) == 0;
+        });
+        if (!same)
             fail_input({"the head differs from the embedding", tensors.place(name),
                         cat({"the values of ", row.hf_name}), "other values",
                         "set tie_word_embeddings to false in config.json"});
+        tensors.release(name);
     }
 }
 
@@ -314,15 +359,28 @@ ModelConfig load_hf_config(const std::string& directory) {
         fail_input({.what = "not a model directory",
                     .where = directory,
                     .expected = "config.json",
-                    .actual = is_directory(directory) ? "no such file in it" : "no such directory"});
+                    .actual = is_directory(directory) ? "no such file in it" : "no such directory",
+                    .hint = "give a model's directory, such as RUN/step_N, or the name of a preset"});
     return config_from_json(read_file(path), path);
 }
 
+ModelSource find_model(const std::string& init) {
+    const std::vector<std::string> presets = config_preset_names();
+    if (std::find(presets.begin(), presets.end(), init) != presets.end()) return {config_preset(init), ""};
+    if (is_directory(init) || init.find('/') != std::string::npos) return {load_hf_config(init), init};
+    return {config_preset(init), ""};  // which lists the names
+}
+
 void load_hf_weights(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                     float* arena) {
+                     void* arena, DType dtype) {
+    CHECK(dtype == DType::f32 || dtype == DType::bf16, dtype_name(dtype));
     TensorSet tensors = open_weights(directory);
-    load_rows(tensors, table, true, arena, DType::f32);
-    if (config.tied_head) check_tied_head(tensors, table, arena);
+    verify_listed_hashes(directory, tensors.file_names());
+    load_rows(tensors, table, arena, dtype, {.bare_names = true, .finite = true});
+    if (config.tied_head && dtype == DType::f32)
+        check_tied_head(tensors, table, static_cast<const float*>(arena));
+    if (config.tied_head && dtype == DType::bf16)
+        check_tied_head(tensors, table, static_cast<const bf16*>(arena));
     std::vector<std::string> surplus = tensors.untaken();
     std::erase_if(surplus, is_known_buffer);
     fail_if_surplus(surplus, tensors.where());
@@ -342,10 +400,11 @@ void save_arena(const std::string& path, const ParamTable& table, const void* ar
     write_safetensors(path, tensors, {{"format", "pt"}});  // transformers refuses files without it
 }
 
-void load_arena(const std::string& path, const ParamTable& table, void* arena, DType dtype) {
+void load_arena(const std::string& path, const ParamTable& table, void* arena, DType dtype,
+                const std::function<bool(const ParamInfo&)>& wanted) {
     TensorSet tensors(path);
     tensors.add_file(path);
-    load_rows(tensors, table, false, arena, dtype);
+    load_rows(tensors, table, arena, dtype, {.wanted = wanted});
     fail_if_surplus(tensors.untaken(), path);
 }
 
@@ -353,10 +412,11 @@ void save_hf_model(const std::string& directory, const ParamTable& table, const 
                    const void* arena, DType dtype, const std::string& tokenizer_directory) {
     const std::string torch_dtype = dtype == DType::bf16 ? "bfloat16" : "float32";
     write_file_atomic(directory + "/config.json", config_to_json(config, torch_dtype));
-    JsonLine generation;
-    if (config.bos_token >= 0) generation.add("bos_token_id", config.bos_token);
-    if (config.eos_token >= 0) generation.add("eos_token_id", config.eos_token);
-    write_file_atomic(directory + "/generation_config.json", generation.text() + "\n");
+    json generation = json::object();
+    if (config.bos_token >= 0) generation["bos_token_id"] = config.bos_token;
+    if (config.eos_token >= 0) generation["eos_token_id"] = config.eos_token;
+    if (!config.eos_list.empty()) generation["eos_token_id"] = config.eos_list;
+    write_file_atomic(directory + "/generation_config.json", generation.dump() + "\n");
     if (!tokenizer_directory.empty()) copy_tokenizer(tokenizer_directory, directory);
     save_arena(directory + "/model.safetensors", table, arena, dtype);
 }

@@ -3,6 +3,7 @@
 // missing prefixes, Conv1D's transposed matrices, buffers that are no parameters, a tied head stored all the
 // same.
 #pragma once
+#include <functional>
 #include <string>
 
 #include "core/tensor.h"
@@ -11,11 +12,20 @@
 
 ModelConfig load_hf_config(const std::string& directory);
 
-// Loads model.safetensors, or the shards of model.safetensors.index.json (F32, BF16, F16), into an f32 arena.
-// Missing, surplus or misshapen tensors are InputErrors naming tensor, expected and actual; the arena is then
-// undefined.
+// What --init names: a preset, or else a model directory. Presets come first; ./demo is a directory all the
+// same.
+struct ModelSource {
+    ModelConfig config;
+    std::string directory;  // "": a preset
+};
+ModelSource find_model(const std::string& init);
+
+// Loads model.safetensors, or the shards of model.safetensors.index.json (F32, BF16, F16), into an arena of
+// `dtype`, f32 or bf16 (rounded to nearest). Missing, surplus or misshapen tensors, values that are not
+// finite and files that are not what the checkpoint's own hashes say are InputErrors naming what, expected
+// and actual; the arena is then undefined.
 void load_hf_weights(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                     float* arena);
+                     void* arena, DType dtype = DType::f32);
 
 // Writes config.json, generation_config.json, model.safetensors (from an arena of `dtype`, f32 or bf16) and
 // the tokenizer's files, copied from tokenizer_directory when that is not "", into `directory`, which must
@@ -24,6 +34,7 @@ void save_hf_model(const std::string& directory, const ParamTable& table, const 
                    const void* arena, DType dtype, const std::string& tokenizer_directory);
 
 // One arena as one safetensors file, under HF names and in HF shapes. Loading expects exactly these tensors;
-// values of another dtype are converted, to nearest.
+// values of another dtype are converted, to nearest. Rows that are not `wanted` stay as they are.
 void save_arena(const std::string& path, const ParamTable& table, const void* arena, DType dtype);
-void load_arena(const std::string& path, const ParamTable& table, void* arena, DType dtype);
+void load_arena(const std::string& path, const ParamTable& table, void* arena, DType dtype,
+                const std::function<bool(const ParamInfo&)>& wanted = {});

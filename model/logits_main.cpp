@@ -46,7 +46,7 @@ std::vector<int32_t> parse_tokens(const std::string& list, const ModelConfig& co
 // A preset, or the config.json of any directory.
 ModelConfig config_of(const Options& options) {
     if (!options.model.empty()) return load_hf_config(options.model);
-    return is_directory(options.init) ? load_hf_config(options.init) : config_preset(options.init);
+    return find_model(options.init).config;
 }
 
 Batch batch_of(const std::vector<int32_t>& tokens) {

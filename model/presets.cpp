@@ -135,7 +135,8 @@ ModelConfig config_preset(const std::string& name) {
     fail_input({.what = "unknown model preset",
                 .expected = names,
                 .actual = name,
-                .hint = near.empty() ? "" : cat({"did you mean ", near, "?"})});
+                .hint = near.empty() ? "give one of these, or a model's directory, such as RUN/step_N"
+                                     : cat({"did you mean ", near, "?"})});
 }
 
 std::vector<std::string> config_preset_names() {

@@ -3,6 +3,9 @@
 // the entries together cover the data section once. Values are not looked at.
 #include "model/safetensors.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <set>
@@ -159,6 +162,15 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), map_(pa
     if (covered != data_bytes)
         fail_input({"bytes after the last tensor", cat({path, ", byte ", data_begin, "+", covered}),
                     cat({"the file to end there"}), cat({data_bytes - covered, " more bytes"}), kCopyHint});
+}
+
+void SafetensorsFile::drop_pages(const SafetensorsEntry& entry) const {
+    // Whole pages only: the others hold the neighbours' values too.
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(entry.data) + page - 1) / page * page;
+    const uintptr_t end =
+        (reinterpret_cast<uintptr_t>(entry.data) + static_cast<uintptr_t>(entry.bytes)) / page * page;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 void write_safetensors(const std::string& path, const std::vector<SafetensorsOutput>& tensors,

@@ -23,6 +23,9 @@ public:
     explicit SafetensorsFile(const std::string& path);
     const std::string& path() const { return path_; }
     const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
+    // An entry that has been read: its pages leave this process's memory, and come back when they are asked
+    // for.
+    void drop_pages(const SafetensorsEntry& entry) const;
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
 private:

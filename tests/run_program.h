@@ -26,6 +26,8 @@ struct RunOptions {
     std::function<bool()> signal_when = {};  // asked every millisecond
     int64_t max_file_bytes = 0;              // RLIMIT_FSIZE; 0: none
     std::string stdout_path = {};            // a device to print to, such as /dev/full
+    bool dead_reader = false;                // stdout and stderr are a pipe that nobody reads any more
+    int ignored_signal = 0;                  // from the start, as nohup does with SIGHUP
 };
 
 struct Outcome {
@@ -73,6 +75,13 @@ inline Outcome run_program(const std::string& name, const std::vector<std::strin
         dup2(open(out.c_str(), O_WRONLY | O_CREAT, 0600), STDOUT_FILENO);
         if (!options.stdout_path.empty()) dup2(open(options.stdout_path.c_str(), O_WRONLY), STDOUT_FILENO);
         dup2(open(err.c_str(), O_WRONLY | O_CREAT, 0600), STDERR_FILENO);
+        int dead[2];
+        if (options.dead_reader && pipe(dead) == 0) {
+            close(dead[0]);
+            dup2(dead[1], STDOUT_FILENO);
+            dup2(dead[1], STDERR_FILENO);
+        }
+        if (options.ignored_signal) signal(options.ignored_signal, SIG_IGN);
         if (options.max_file_bytes > 0) {
             signal(SIGXFSZ, SIG_DFL);  // as a shell gives it, whoever started the tests
             const rlim_t bytes = static_cast<rlim_t>(options.max_file_bytes);

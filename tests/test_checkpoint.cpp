@@ -9,13 +9,17 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <nlohmann/json.hpp>
+#include <thread>
 
 #include "core/io.h"
 #include "core/threads.h"
+#include "model/file_hashes.h"
 #include "tests/tiny_model.h"
 
 namespace {
@@ -129,12 +133,12 @@ TEST_F(Checkpoint, StateComesBackExactly) {
         state.loss_window.push_back(std::exp(std::sin(i)) / 3);  // no short decimal form
         state.norm_window.push_back(std::ldexp(1.0 / (i + 3), i % 2 ? -900 : 900));
     }
-    state.best_val_loss = std::numeric_limits<double>::infinity();
+    state.skips_in_a_row = 1;
+    state.last_loss = std::numeric_limits<double>::infinity();
     state.seed = ~uint64_t{0};
     state.config_toml = "lr = 0.1\nname = \"\xc3\xa9 \\\"x\\\"\"\n";
     state.data_hash = "d";
     state.commit = "c";
-    state.run_id = "r";
     save_checkpoint(out_, model.table, model.config, model.params.data(), DType::f32, optimizer, state, "");
     Optimizer other = model.optimizer();
     const TrainerState loaded = load(out_ + "/step_00000042", model, other);
@@ -143,14 +147,97 @@ TEST_F(Checkpoint, StateComesBackExactly) {
     EXPECT_EQ(loaded.tokens, state.tokens);
     EXPECT_EQ(loaded.loss_window, state.loss_window);
     EXPECT_EQ(loaded.norm_window, state.norm_window);
-    EXPECT_EQ(loaded.best_val_loss, state.best_val_loss);
+    EXPECT_EQ(loaded.last_loss, state.last_loss);
     EXPECT_EQ(loaded.seed, state.seed);
     EXPECT_EQ(loaded.config_toml, state.config_toml);
-    EXPECT_EQ(loaded.data_hash + loaded.commit + loaded.run_id, "dcr");
+    EXPECT_EQ(loaded.data_hash + loaded.commit, "dc");
     EXPECT_EQ(other.num_updates(), 41);
     EXPECT_EQ(other.num_skipped(), 1);
+    EXPECT_EQ(other.skips_in_a_row(), 1);
     EXPECT_EQ(other.loss_window().values(), state.loss_window);
     EXPECT_EQ(other.norm_window().values(), state.norm_window);
+}
+
+// Version 1 had no count of skips in a row, and two fields that are gone.
+TEST_F(Checkpoint, StateOfVersion1IsRead) {
+    TinyModel model("tiny-llama");
+    Optimizer optimizer = model.optimizer();
+    take_steps(model, optimizer, 3);
+    const std::string path = save(model, optimizer, 3), state_path = path + "/trainer/state.json";
+    auto state = nlohmann::json::parse(read_file(state_path));
+    const auto write_state = [&](int version) {
+        state["version"] = version;
+        write_file_atomic(state_path, state.dump());
+        std::vector<FileRecord> records;
+        const auto listed = nlohmann::json::parse(read_file(path + "/" + kHashesPath));
+        for (const auto& [name, record] : listed.items())
+            records.push_back({name, file_bytes(path + "/" + name), sha256_file(path + "/" + name)});
+        write_hashes(path, records);
+    };
+    state.erase("skips_in_a_row");
+    state["best_val_loss"] = 2.5, state["run_id"] = "";
+    write_state(1);
+    Optimizer other = model.optimizer();
+    EXPECT_EQ(load(path, model, other).num_updates, 3);
+    write_state(2);
+    expect_phrases(complaint([&] { load(path, model, other); }),
+                   {"malformed trainer state", "skips_in_a_row"});
+    write_state(3);
+    expect_phrases(complaint([&] { load(path, model, other); }), {"another version", "1 to 2", "got 3"});
+}
+
+// The memory plan counts on it: a moment that Muon never reads stays untouched memory.
+TEST_F(Checkpoint, SecondMomentsThatMuonHasNotAreNotWritten) {
+    TinyModel model("tiny-llama");
+    const auto muon = [&] {
+        return Optimizer(model.table, {.muon = true}, model.params.data(), model.dtype, MatmulMath::f32);
+    };
+    Optimizer optimizer = muon(), other = muon();
+    take_steps(model, optimizer, 2);
+    const std::string path = save(model, optimizer, 2);
+    for (int64_t i = 0; i < model.table.arena_size(); ++i) other.moment2()[i] = 7;
+    load(path, model, other);
+    int64_t matrices = 0;
+    for (const ParamInfo& row : model.table.rows()) {
+        matrices += row.muon;
+        for (int64_t i = row.offset; i < row.offset + row.size(); ++i)
+            ASSERT_EQ(other.moment2()[i], row.muon ? 7 : optimizer.moment2()[i]) << row.hf_name;
+    }
+    EXPECT_GT(matrices, 0);
+}
+
+TEST_F(Checkpoint, ADamagedNewestOneGivesWayToTheOneBefore) {
+    TinyModel model("tiny-llama");
+    Optimizer optimizer = model.optimizer();
+    const auto damage = [](const std::string& file) {
+        std::string content = read_file(file);
+        content[content.size() / 2] = static_cast<char>(content[content.size() / 2] ^ 1);
+        write_file_atomic(file, content);
+    };
+    const auto load_newest = [&] {
+        return load_newest_checkpoint(out_, model.table, model.config, model.params.data(), model.dtype,
+                                      optimizer);
+    };
+    for (const int64_t step : {1, 2, 3}) save(model, optimizer, step);
+    EXPECT_EQ(load_newest().step, 3);
+    damage(out_ + "/step_00000003/model.safetensors");
+    damage(out_ + "/step_00000002/trainer/v.safetensors");
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(load_newest().step, 1);
+    const std::string said = testing::internal::GetCapturedStderr();
+    EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 2) << said;
+    expect_phrases(said, {"step_00000003.damaged", "model.safetensors", "step_00000002.damaged", "sha256"});
+    EXPECT_EQ(list_directory(out_),
+              (std::vector<std::string>{"step_00000001", "step_00000002.damaged", "step_00000003.damaged"}));
+    // The name is free again, and a second damage does not overwrite the first.
+    save(model, optimizer, 3);
+    damage(out_ + "/step_00000003/config.json");
+    EXPECT_EQ(load_newest().step, 1);
+    EXPECT_TRUE(path_exists(out_ + "/step_00000003.damaged-2"));
+    // Nothing else to go on from: the run must not begin anew in silence.
+    damage(out_ + "/step_00000001/config.json");
+    expect_phrases(complaint(load_newest), {"damaged", "step_00000001/config.json", "hint:"});
+    EXPECT_TRUE(path_exists(out_ + "/step_00000001"));
 }
 
 TEST_F(Checkpoint, NewestIsByNameAndWhole) {
@@ -216,10 +303,16 @@ TEST_F(Checkpoint, PruneKeepsTheNewestWholeOnes) {
 TEST_F(Checkpoint, LeftoversOfKilledWritersGo) {
     TinyModel model("tiny-llama");
     Optimizer optimizer = model.optimizer();
-    fs::create_directories(out_ + "/step_00000001.tmp-1-elsewhere/trainer");
-    fs::create_directories(out_ + "/mine.tmp-1");
+    const std::string living = "step_00000001.tmp-" + std::to_string(getppid());
+    for (const std::string& name :
+         {std::string("step_00000001.tmp-999999999"), std::string("step_00000001.tmp-1-elsewhere"),
+          std::string("mine.tmp-999999999"), living})
+        fs::create_directories(out_ + "/" + name + "/trainer");
     save(model, optimizer, 2);
-    EXPECT_EQ(list_directory(out_), (std::vector<std::string>{"mine.tmp-1", "step_00000002"}));
+    std::vector<std::string> kept = {"mine.tmp-999999999", "step_00000001.tmp-1-elsewhere", living,
+                                     "step_00000002"};
+    std::sort(kept.begin(), kept.end());
+    EXPECT_EQ(list_directory(out_), kept) << "of a writer that may be alive nothing is removed";
 }
 
 // A writer killed at any moment: what is left under a checkpoint's name loads, and the next save cleans up.
@@ -227,25 +320,43 @@ TEST_F(Checkpoint, AKilledWriterLeavesWholeCheckpointsOnly) {
     TinyModel model("tiny-llama");
     Optimizer optimizer = model.optimizer();
     set_num_threads(1);  // threads do not survive fork(); with one, everything runs in the caller
-    int64_t step = 0;
-    for (int kill_after_us = 1000; kill_after_us < 60'000; kill_after_us = kill_after_us * 5 / 4) {
+    const auto temporaries = [&] {
+        const std::vector<std::string> names = list_directory(out_);
+        return std::count_if(names.begin(), names.end(), [](const std::string& name) {
+            return name.find(kTemporaryMark) != std::string::npos;
+        });
+    };
+    // A save takes as long as the disk lets it: the moments of killing are shares of three saves.
+    const auto start = std::chrono::steady_clock::now();
+    save(model, optimizer, 1);
+    const auto one_save = std::chrono::steady_clock::now() - start;
+    int64_t step = 1, num_loaded = 0, num_interrupted = 0;
+    // Until both have been seen: a kill within a save, and checkpoints that a killed writer had finished.
+    for (int round = 0; round < 200 && (round < 20 || num_interrupted < 3 || num_loaded < 3); ++round) {
         const pid_t writer = fork();
         if (writer == 0) {
             for (int64_t next = step + 1;; ++next) save(model, optimizer, next);
         }
-        usleep(static_cast<useconds_t>(kill_after_us));
+        std::this_thread::sleep_for(one_save * 3 * (round % 20 + 1) / 20);
         kill(writer, SIGKILL);
-        waitpid(writer, nullptr, 0);
+        int status = 0;
+        ASSERT_EQ(waitpid(writer, &status, 0), writer);
+        ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << "the writer ended by itself";
+        num_interrupted += temporaries();
         for (const std::string& name : list_directory(out_)) {
-            if (name.find(".tmp-") != std::string::npos) continue;
-            EXPECT_EQ(checkpoint_name(load(out_ + "/" + name, model, optimizer).step), name);
+            if (name.find(kTemporaryMark) != std::string::npos) continue;
+            const int64_t loaded = load(out_ + "/" + name, model, optimizer).step;
+            EXPECT_EQ(checkpoint_name(loaded), name);
+            num_loaded += loaded > step;
         }
         const std::string newest = newest_checkpoint(out_);
-        if (!newest.empty()) step = load(newest, model, optimizer).step;
+        step = load(newest, model, optimizer).step;
+        prune_checkpoints(out_, 1);  // else every round would load all of them
     }
+    EXPECT_GE(num_interrupted, 3);
+    EXPECT_GE(num_loaded, 3);
     save(model, optimizer, ++step);
-    for (const std::string& name : list_directory(out_))
-        EXPECT_EQ(name.find(".tmp-"), std::string::npos) << name;
+    EXPECT_EQ(temporaries(), 0);
     set_num_threads(hardware_threads());
 }
 

@@ -10,8 +10,10 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "core/io.h"
+#include "model/file_hashes.h"
 #include "model/safetensors.h"
 #include "tests/tiny_model.h"
 
@@ -102,27 +104,26 @@ TEST_F(HfDirectory, Bf16AndF16Load) {
         std::vector<SafetensorsOutput> tensors;
         for (const auto& [name, entry] : weights.entries) {
             const bool half = name == row.hf_name;
-            tensors.push_back({name, half ? "F16" : "F32", entry.shape, [&, half](AtomicFile& file) {
-                                   for (uint32_t bits = 0; half && bits < 1u << 15; ++bits) {
-                                       const uint16_t signed_bits = static_cast<uint16_t>(bits | sign);
-                                       file.write(&signed_bits, 2);
-                                   }
-                                   if (!half)
-                                       file.write(entry.values.data(),
-                                                  static_cast<int64_t>(entry.values.size() * 4));
-                               }});
+            tensors.push_back(
+                {name, half ? "F16" : "F32", entry.shape, [&, half](AtomicFile& file) {
+                     for (uint32_t bits = 0; half && bits < 1u << 15; ++bits) {
+                         const bool finite = bits >> 10 != 31;
+                         const uint16_t signed_bits = static_cast<uint16_t>(finite ? bits | sign : 0);
+                         file.write(&signed_bits, 2);
+                     }
+                     if (!half)
+                         file.write(entry.values.data(), static_cast<int64_t>(entry.values.size() * 4));
+                 }});
         }
         write_safetensors(out_ + "/model.safetensors", tensors, {});
         load_hf_weights(out_, model.table, model.config, values);
         for (uint32_t bits = 0; bits < 1u << 15; ++bits) {
             const float value = values[row.offset + bits];
             const uint32_t exponent = bits >> 10, fraction = bits & 0x3ff;
-            EXPECT_EQ(std::signbit(value), sign != 0);
-            if (exponent == 31 && fraction) {
-                EXPECT_TRUE(std::isnan(value));
-            } else if (exponent == 31) {
-                EXPECT_TRUE(std::isinf(value));
+            if (exponent == 31) {
+                EXPECT_EQ(value, 0);
             } else {
+                EXPECT_EQ(std::signbit(value), sign != 0);
                 const double magnitude = exponent
                                              ? std::ldexp(1024.0 + fraction, static_cast<int>(exponent) - 25)
                                              : std::ldexp(static_cast<double>(fraction), -24);
@@ -130,6 +131,100 @@ TEST_F(HfDirectory, Bf16AndF16Load) {
             }
         }
     }
+}
+
+// Straight into a bf16 arena: the same values as by way of f32.
+TEST_F(HfDirectory, LoadsIntoBf16) {
+    for (const std::string& family : kTinyFamilies) {
+        TinyModel model(family);
+        save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+        Buffer loaded(model.table.arena_size() * 2);
+        load_hf_weights(out_, model.table, model.config, loaded.data(), DType::bf16);
+        for (int64_t i = 0; i < model.table.arena_size(); ++i)
+            ASSERT_EQ(static_cast<bf16*>(loaded.data())[i].bits, to_bf16(model.values()[i]).bits)
+                << family << i;
+    }
+}
+
+TEST_F(HfDirectory, ValuesThatAreNotFiniteAreNamed) {
+    TinyModel model("tiny-gpt2");
+    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    const Weights good = Weights::read(out_ + "/model.safetensors");
+    Buffer loaded(model.table.arena_size() * 4);
+    for (const char* name : {"transformer.ln_f.bias", "transformer.h.1.mlp.c_fc.weight"}) {
+        for (const float bad : {NAN, INFINITY, -INFINITY}) {
+            Weights weights = good;
+            weights.entries.at(name).values.back() = bad;
+            weights.write(out_ + "/model.safetensors");
+            for (const DType dtype : {DType::f32, DType::bf16})
+                expect_phrases(complaint([&] {
+                                   load_hf_weights(out_, model.table, model.config, loaded.data(), dtype);
+                               }),
+                               {"not finite", name, "hint:"});
+        }
+    }
+    // F16 has infinities and NaN of its own.
+    for (const uint16_t bits : {0x7c00, 0xfc00, 0x7e01}) {
+        std::vector<SafetensorsOutput> tensors;
+        for (const auto& [name, entry] : good.entries) {
+            const bool half = name == "transformer.ln_f.bias";
+            tensors.push_back({name, half ? "F16" : "F32", entry.shape, [&, half](AtomicFile& file) {
+                                   for (size_t i = 0; half && i < entry.values.size(); ++i)
+                                       file.write(&bits, 2);
+                                   if (!half)
+                                       file.write(entry.values.data(),
+                                                  static_cast<int64_t>(entry.values.size() * 4));
+                               }});
+        }
+        write_safetensors(out_ + "/model.safetensors", tensors, {});
+        expect_phrases(complaint([&] { load_hf_weights(out_, model.table, model.config, loaded.data()); }),
+                       {"not finite", "transformer.ln_f.bias"});
+    }
+}
+
+// A checkpoint's own list of hashes, where there is one, holds for the weights wherever they are loaded.
+TEST_F(HfDirectory, ListedHashesAreVerified) {
+    TinyModel model("tiny-llama");
+    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    const std::string path = out_ + "/model.safetensors";
+    fs::create_directories(out_ + "/trainer");
+    write_hashes(out_, {{"model.safetensors", file_bytes(path), sha256_file(path)}, {"elsewhere", 1, "x"}});
+    const auto load = [&] { load_hf_weights(out_, model.table, model.config, model.values()); };
+    EXPECT_EQ(complaint(load), "(accepted)");
+    std::string content = read_file(path);
+    content[content.size() / 2] = static_cast<char>(content[content.size() / 2] ^ 1);
+    write_file_atomic(path, content);
+    expect_phrases(complaint(load), {"damaged", path, "sha256", "hashes.json"});
+}
+
+TEST_F(HfDirectory, PresetsComeBeforeDirectories) {
+    TinyModel model("tiny-qwen3");
+    const fs::path here = fs::current_path();
+    fs::create_directories(out_ + "/demo");
+    fs::create_directories(out_ + "/mine");
+    for (const char* name : {"/demo", "/mine"})
+        save_hf_model(out_ + name, model.table, model.config, model.params.data(), DType::f32, "");
+    fs::current_path(out_);
+    EXPECT_EQ(find_model("demo").directory, "");
+    EXPECT_EQ(find_model("demo").config, config_preset("demo"));
+    EXPECT_EQ(find_model("./demo").directory, "./demo");
+    EXPECT_EQ(find_model("./demo").config, model.config);
+    EXPECT_EQ(find_model("mine").directory, "mine");
+    expect_phrases(complaint([] { find_model("./nowhere"); }),
+                   {"not a model directory", "hint:", "RUN/step_N"});
+    expect_phrases(complaint([] { find_model("nowhere"); }), {"unknown model preset", "hint:", "RUN/step_N"});
+    fs::current_path(here);
+}
+
+TEST_F(HfDirectory, EndOfTextListsAreWrittenBack) {
+    TinyModel model("tiny-llama");
+    model.config.eos_token = 3;
+    model.config.eos_list = {3, 5};
+    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    EXPECT_EQ(load_hf_config(out_), model.config);
+    for (const char* file : {"/config.json", "/generation_config.json"})
+        EXPECT_EQ(nlohmann::json::parse(read_file(out_ + file))["eos_token_id"], nlohmann::json({3, 5}))
+            << file;
 }
 
 TEST_F(HfDirectory, NamesWithoutPrefixKnownBuffersAndTiedHeadsLoad) {
@@ -234,8 +329,14 @@ TEST_F(HfDirectory, ShardsLoadAndLyingIndexesAreRefused) {
     write_index("", "");
     weights.write(out_ + "/" + second);  // now all tensors: those of the first shard stand twice
     expect_phrases(complaint(load), {"tensor stands in two shards", first, second});
-    write_file_atomic(out_ + "/model.safetensors.index.json", "[]");
-    expect_phrases(complaint(load), {"malformed shard index"});
+    const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+    for (const std::string& text : {std::string("[]"), std::string("{\"weight_map\":1e999}"),
+                                    std::string("{"), "{\"weight_map\":{\"a\":" + deep + "}}"}) {
+        write_file_atomic(out_ + "/model.safetensors.index.json", text);
+        expect_phrases(complaint(load), {"malformed shard index", "hint:"});
+    }
+    write_file_atomic(out_ + "/model.safetensors.index.json", "{\"weight_map\":{\"a\":[[7]]}}");
+    expect_phrases(complaint(load), {"names no file beside it", "[[7]]"});
 }
 
 TEST_F(HfDirectory, TokenizerFilesAreCopied) {

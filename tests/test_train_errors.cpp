@@ -2,6 +2,9 @@
 // what to try, exit code 2, and nothing lost or half written.
 #include <signal.h>
 
+#include <cmath>
+#include <cstring>
+
 #include "core/memory.h"
 #include "tests/toy_run.h"
 
@@ -51,6 +54,7 @@ protected:
     static std::string damaged_model(const std::string& file, const std::function<void(std::string&)>& edit) {
         const std::string directory = fresh("model");
         std::filesystem::copy(good_model_, directory, std::filesystem::copy_options::recursive);
+        std::filesystem::remove_all(directory + "/trainer");  // a model from elsewhere: no hashes to save it
         std::string content = read_file(directory + "/" + file);
         edit(content);
         write_file_atomic(directory + "/" + file, content);
@@ -155,6 +159,25 @@ TEST_F(BadInput, Models) {
         });
     };
     const std::string vast = damaged_model("model.safetensors", [](std::string& text) { text[6] = '\x7f'; });
+    const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+    const std::string nested = damaged_model("model.safetensors", [&](std::string& text) {
+        uint64_t length = deep.size();
+        text = std::string(reinterpret_cast<const char*>(&length), 8) + deep;
+    });
+    const std::string diverged = damaged_model("model.safetensors", [&](std::string& text) {
+        // The final norm's weights are ones: the first of them becomes NaN.
+        const size_t entry = text.find("\"model.norm.weight\""),
+                     offsets = text.find("data_offsets\":[", entry) + 15;
+        uint64_t header = 0;
+        std::memcpy(&header, text.data(), 8);
+        const float nan = NAN;
+        std::memcpy(text.data() + 8 + header + std::stoll(text.substr(offsets, 20)), &nan, 4);
+    });
+    const std::string flipped = fresh("model");
+    std::filesystem::copy(good_model_, flipped, std::filesystem::copy_options::recursive);
+    std::string bits = read_file(flipped + "/model.safetensors");
+    bits[bits.size() / 2] ^= 1;
+    write_file_atomic(flipped + "/model.safetensors", bits);
     const std::string no_weights = fresh("model"), bad_json = config_with("{", "{,");
     make_directories(no_weights);
     write_file_atomic(no_weights + "/config.json", read_file(good_model_ + "/config.json"));
@@ -162,8 +185,9 @@ TEST_F(BadInput, Models) {
         {"unknown preset",
          {"--init", "tiny-lama"},
          {"unknown model preset", "tiny-gpt2", "got tiny-lama", "did you mean tiny-llama?"}},
-        {"no such directory", {"--init", path("nowhere")}, {"nowhere"}},
-        {"not a model", {"--init", path("raw")}, {"config.json"}},
+        {"no such directory", {"--init", path("nowhere")}, {"nowhere", "hint:", "RUN/step_N"}},
+        {"not a model", {"--init", path("raw")}, {"config.json", "hint:", "RUN/step_N"}},
+        {"a run instead of a checkpoint", {"--init", good_run_}, {"config.json", "hint:", "RUN/step_N"}},
         {"no weights", {"--init", no_weights}, {"no weights", "model.safetensors", "hint:"}},
         {"truncated weights", {"--init", resized(100000)}, {"model.safetensors", "hint:"}},
         {"truncated header", {"--init", resized(100)}, {"model.safetensors", "hint:"}},
@@ -172,10 +196,18 @@ TEST_F(BadInput, Models) {
         {"header not JSON", {"--init", header("{", "[")}, {"model.safetensors", "JSON", "hint:"}},
         {"lying shape", {"--init", header("[512,64]", "[513,64]")}, {"model.safetensors", "hint:"}},
         {"lying type", {"--init", header("\"F32\"", "\"F64\"")}, {"model.safetensors", "hint:"}},
-        {"config not JSON", {"--init", bad_json}, {"config.json"}},
+        {"config not JSON", {"--init", bad_json}, {"config.json", "hint:"}},
+        {"nested config",
+         {"--init", config_with("{", "{\"a\":" + deep + ",")},
+         {"config.json", "levels", "hint:"}},
+        {"nested header", {"--init", nested}, {"model.safetensors", "levels", "hint:"}},
+        {"weights that have diverged", {"--init", diverged}, {"not finite", "model.norm.weight", "hint:"}},
+        {"a checkpoint with a flipped bit",
+         {"--init", flipped},
+         {"damaged", "model.safetensors", "sha256", "hint:"}},
         {"unknown architecture",
          {"--init", config_with("LlamaForCausalLM", "MambaForCausalLM")},
-         {"config.json", "MambaForCausalLM"}},
+         {"config.json", "MambaForCausalLM", "hint:"}},
         {"config of another size",
          {"--init", config_with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")},
          {"missing tensor", "layers.2", "hint:"}},
@@ -212,6 +244,12 @@ TEST_F(BadInput, Flags) {
          {"--seq-len", "257"},
          {"longer than the model's positions", "at most 256", "got 257", "hint: --seq-len 256"}},
         {"rows far beyond", {"--seq-len", "16777216"}, {"hint:"}},
+        {"more tokens than 32 bits count",
+         {"--init", "llama-1b", "--seq-len", "131072", "--micro-batch", "1048576"},
+         {"hint:"}},
+        {"a warm-up beyond the run",
+         {"--warmup", "21"},
+         {"warm-up is longer", "--warmup", "at most --steps 20", "got 21", "hint: --warmup 2"}},
         {"a prompt beyond the positions",
          {"--sample-prompt", toy_document(9, 200)},
          {"sample prompt", "at most 254 tokens", "hint:"}},

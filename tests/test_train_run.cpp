@@ -82,7 +82,7 @@ TEST_F(TrainRun, MicroBatchMovesTheLossByRoundingOnly) {
 TEST_F(TrainRun, SignalsLeaveACheckpointToContinueFrom) {
     const Changes changes = {"--steps", "150", "--val-data", path("shards/val_*.bin")};
     const std::string whole = hash_of(fresh(), changes);
-    for (const int signal : {SIGTERM, SIGINT}) {
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
         SCOPED_TRACE(strsignal(signal));
         const std::string out = fresh();
         const Outcome stopped =
@@ -99,6 +99,84 @@ TEST_F(TrainRun, SignalsLeaveACheckpointToContinueFrom) {
     }
 }
 
+// `build/train 2>&1 | tee log` and Ctrl-C: tee is gone first. Its death must not cost the checkpoint.
+TEST_F(TrainRun, ADeadReaderOfTheMessagesCostsNothing) {
+    const Changes changes = {"--steps", "150"};
+    const std::string whole = hash_of(fresh(), changes), out = fresh();
+    RunOptions options{.signal = SIGINT, .signal_when = log_contains(out, "\"step\":7,")};
+    options.dead_reader = true;
+    EXPECT_EQ(train(out, changes, options).exit_code, 128 + SIGINT);
+    const int64_t last = log_lines(out, "step").back()["step"];
+    EXPECT_TRUE(path_exists(out + "/step_" + std::to_string(100000000 + last).substr(1)));
+    EXPECT_EQ(hash_of(out, changes), whole);
+}
+
+TEST_F(TrainRun, WhatIsIgnoredAtTheStartStaysIgnored) {
+    const std::string out = fresh();
+    RunOptions options{.signal = SIGHUP, .signal_when = log_contains(out, "\"step\":3,")};
+    options.ignored_signal = SIGHUP;
+    const Outcome run = train(out, {"--steps", "60"}, options);
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    EXPECT_NE(run.last_line().find("step=60 "), std::string::npos);
+}
+
+// A step of a hundred thousand micro-batches is not waited for, and leaves no trace.
+TEST_F(TrainRun, SignalsAreSeenWithinAStep) {
+    const std::string out = fresh();
+    const Changes few = {"--micro-batch", "1", "--batch-tokens", "64", "--steps", "4"};
+    const std::string whole = hash_of(fresh(), few);
+    ASSERT_EQ(train(out, few + Changes{"--stop-at", "2"}).exit_code, 0);
+    const std::string before = contents_of(out + "/step_00000002");
+    const Changes long_step = {"--micro-batch", "1", "--batch-tokens", "3200000", "--steps", "4"};
+    const std::string other = fresh();
+    const auto begun = [&] {
+        for (const std::string& name : is_directory(other) ? list_directory(other) : Changes())
+            if (name.starts_with("events.")) return true;
+        return false;
+    };
+    const Outcome stopped = train(other, long_step, {.limit_s = 30, .signal = SIGTERM, .signal_when = begun});
+    EXPECT_EQ(stopped.exit_code, 128 + SIGTERM) << stopped.err;
+    EXPECT_NE(stopped.err.find("at step 0"), std::string::npos) << stopped.err;
+    EXPECT_TRUE(path_exists(other + "/step_00000000"));
+    EXPECT_FALSE(path_exists(other + "/log.jsonl")) << "not one step was done";
+    EXPECT_EQ(contents_of(out + "/step_00000002"), before);
+    EXPECT_EQ(hash_of(out, few), whole);
+}
+
+TEST_F(TrainRun, ASignalInTheLastEvaluationIsNotSuccess) {
+    const std::string out = fresh();
+    const Changes changes = {
+        "--steps",       "1", "--seq-len",  "2",
+        "--micro-batch", "1", "--val-data", path("shards/train_*.bin") + "," + path("shards/val_*.bin")};
+    const Outcome stopped =
+        train(out, changes,
+              {.signal = SIGTERM, .signal_when = [&] { return path_exists(out + "/step_00000001"); }});
+    EXPECT_EQ(stopped.exit_code, 128 + SIGTERM) << stopped.err;
+    EXPECT_EQ(stopped.out, "");
+    EXPECT_TRUE(log_lines(out, "eval").empty()) << "half an evaluation says nothing";
+    const Outcome rest = train(out, changes);
+    EXPECT_EQ(rest.exit_code, 0) << rest.err;
+    EXPECT_EQ(log_lines(out, "eval").size(), 1u);
+}
+
+TEST_F(TrainRun, OneWriterADirectory) {
+    const Changes changes = {"--steps", "400"};
+    const std::string whole = hash_of(fresh(), changes), out = fresh();
+    Outcome second;
+    std::string before, after;
+    const auto meanwhile = [&] {  // never signals: it is asked while the first run is at work
+        if (second.exit_code < 0 && log_contains(out, "\"step\":5,")()) second = train(out, changes);
+        return false;
+    };
+    const Outcome first = train(out, changes, {.signal = SIGTERM, .signal_when = meanwhile});
+    EXPECT_EQ(second.exit_code, 2) << second.err;
+    EXPECT_NE(second.error_line().find("another process is writing"), std::string::npos) << second.err;
+    EXPECT_NE(second.error_line().find(out), std::string::npos) << second.err;
+    EXPECT_NE(second.error_line().find("hint:"), std::string::npos) << second.err;
+    EXPECT_EQ(weights(first), whole);
+    EXPECT_EQ(log_lines(out, "step").size(), 400u);
+}
+
 TEST_F(TrainRun, KilledRunContinuesFromItsNewestCheckpoint) {
     const Changes changes = {"--steps", "120", "--checkpoint-every", "5"};
     const std::string out = fresh(), whole = hash_of(fresh(), changes);
@@ -108,7 +186,7 @@ TEST_F(TrainRun, KilledRunContinuesFromItsNewestCheckpoint) {
             train(out, changes, {.signal = SIGKILL, .signal_when = log_contains(out, step)});
         ASSERT_EQ(killed.signal, SIGKILL) << killed.err;
     }
-    make_directories(out + "/step_00000999.tmp-1-elsewhere/trainer");  // what a writer on another host left
+    make_directories(out + "/step_00000999.tmp-999999999/trainer");  // what a writer long dead left
     const Outcome rest = train(out, changes);
     EXPECT_NE(rest.err.find("resuming from"), std::string::npos) << rest.err;
     EXPECT_EQ(weights(rest), whole);
@@ -128,6 +206,34 @@ TEST_F(TrainRun, DamagedNewestCheckpointIsPassedOver) {
     const Outcome rest = train(out, changes);
     EXPECT_NE(rest.err.find("resuming from " + out + "/step_00000005"), std::string::npos) << rest.err;
     EXPECT_EQ(weights(rest), whole);
+}
+
+// The same size, one bit: only the hash tells.
+TEST_F(TrainRun, ACheckpointWithAFlippedBitIsSetAside) {
+    const Changes changes = {"--checkpoint-every", "5"};
+    const std::string out = fresh(), whole = hash_of(fresh(), changes);
+    ASSERT_EQ(train(out, changes + Changes{"--stop-at", "10"}).exit_code, 0);
+    std::string content = read_file(out + "/step_00000010/model.safetensors");
+    content[content.size() / 2] ^= 1;
+    write_file_atomic(out + "/step_00000010/model.safetensors", content);
+    const Outcome rest = train(out, changes);
+    EXPECT_NE(rest.err.find("set aside as " + out + "/step_00000010.damaged"), std::string::npos) << rest.err;
+    EXPECT_NE(rest.err.find("resuming from " + out + "/step_00000005"), std::string::npos) << rest.err;
+    EXPECT_EQ(weights(rest), whole);
+}
+
+// The guard's window, full and moved, is part of the state: a run that refused steps before the break goes on
+// as if there had been none.
+TEST_F(TrainRun, ResumeWithAMovedGuard) {
+    for (const char* dtype : {"fp32", "bf16"}) {
+        const Changes changes = {"--steps", "200", "--outlier-z", "1", "--lr", "1e-5", "--dtype", dtype};
+        const std::string straight = fresh(), broken = fresh(), whole = hash_of(straight, changes);
+        ASSERT_EQ(train(broken, changes + Changes{"--stop-at", "150"}).exit_code, 0);
+        EXPECT_GT(log_lines(broken, "end").back()["num_skipped"], 0) << "the case must move the guard";
+        EXPECT_EQ(hash_of(broken, changes), whole);
+        EXPECT_EQ(log_lines(broken, "end").back()["num_skipped"],
+                  log_lines(straight, "end").back()["num_skipped"]);
+    }
 }
 
 TEST_F(TrainRun, LeavesWhatItPromises) {
@@ -165,6 +271,9 @@ TEST_F(TrainRun, LeavesWhatItPromises) {
     for (const char* file : {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
                              "tokenizer_config.json", "trainer/state.json", "trainer/hashes.json"})
         EXPECT_TRUE(path_exists(out + "/step_00000020/" + file)) << file;
+
+    const auto state = nlohmann::json::parse(read_file(out + "/step_00000020/trainer/state.json"));
+    EXPECT_GE(state["commit"].get<std::string>().size(), 7u) << "the program's commit, or \"unknown\"";
 
     const std::string report = read_file(out + "/report.html");
     for (const char* part : {"Loss", "Held-out bits per byte", "Tokens per second", "Learning rate",
@@ -248,4 +357,67 @@ TEST_F(TrainRun, NonFiniteStepsAreSkippedAndCounted) {
         for (int64_t i = 0; i < entry.bytes / 4; ++i)
             ASSERT_TRUE(std::isfinite(values[i])) << name << "[" << i << "] = " << values[i];
     }
+}
+
+// A run whose weights have stopped moving for good says so, with exit code 1, and saves nothing more.
+TEST_F(TrainRun, ADeadRunIsNotSuccess) {
+    const std::string out = fresh();
+    const Outcome run = train(out, {"--lr", "1000", "--weight-decay", "1000", "--schedule", "constant",
+                                    "--steps", "600", "--checkpoint-every", "1", "--keep", "3"});
+    EXPECT_EQ(run.exit_code, 1) << run.err;
+    EXPECT_EQ(run.out, "");
+    EXPECT_NE(run.error_line().find("100 steps were all skipped"), std::string::npos) << run.err;
+    EXPECT_NE(run.error_line().find("hint:"), std::string::npos) << run.err;
+    int64_t last_applied = 0;
+    const auto steps = log_lines(out, "step");
+    for (const auto& step : steps)
+        if (!step.contains("skipped")) last_applied = step["step"];
+    EXPECT_EQ(static_cast<int64_t>(steps.size()), last_applied + 100);
+    // The newest checkpoint is of the last step that changed anything, and those before it are still there.
+    std::vector<std::string> kept;
+    for (const std::string& name : list_directory(out))
+        if (name.starts_with("step_")) kept.push_back(name);
+    ASSERT_EQ(kept.size(), static_cast<size_t>(std::min<int64_t>(3, last_applied)));
+    EXPECT_EQ(kept.back(), "step_" + std::to_string(100000000 + last_applied).substr(1));
+}
+
+// FineWeb-style shards say nothing of documents: the model's end of text does, or a line says that nobody
+// does.
+TEST_F(TrainRun, DocumentsOfShardsWithoutAManifest) {
+    const std::string shards = fresh("bare");
+    make_directories(shards);
+    for (const std::string& name : list_directory(path("shards")))
+        if (name.ends_with(".bin")) std::filesystem::copy_file(path("shards/" + name), shards + "/" + name);
+    const int64_t end = ShardSet(path("shards/train_*.bin"), "").eot();
+    const std::string model = fresh("model");
+    ASSERT_EQ(run_program("logits", {"--init", "tiny-gpt2", "--save", model}).exit_code, 0);
+    auto config = nlohmann::json::parse(read_file(model + "/config.json"));
+    config["eos_token_id"] = end;
+    write_file_atomic(model + "/config.json", config.dump());
+    const Changes bare = {"--train-data", shards + "/train_*.bin", "--steps", "6"};
+    const auto run = [&](const Changes& changes) { return train(fresh(), bare + changes); };
+
+    const std::string id = std::to_string(end);
+    const Outcome by_model = run({"--init", model});
+    EXPECT_NE(by_model.err.find("documents end at token " + id + ", the model's end of text"),
+              std::string::npos)
+        << by_model.err;
+    EXPECT_EQ(weights(by_model), weights(run({"--init", model, "--eot", id}))) << "the same id, given";
+    EXPECT_NE(weights(by_model), weights(run({"--init", model, "--eot", "511"}))) << "an id that no text has";
+
+    const Outcome by_nobody = run({});
+    EXPECT_NE(by_nobody.err.find("not masked from each other  hint: --eot ID"), std::string::npos);
+    const Outcome given = run({"--eot", id});
+    EXPECT_EQ(given.err.find("manifest"), std::string::npos) << given.err;
+    EXPECT_NE(weights(given), weights(by_nobody));
+    EXPECT_EQ(train(fresh(), {"--steps", "2"}).err.find("manifest"), std::string::npos) << "those have one";
+}
+
+TEST_F(TrainRun, GenerateTakesAnyLength) {
+    const std::string out = fresh();
+    ASSERT_EQ(train(out, {"--steps", "2"}).exit_code, 0);
+    const Outcome text = run_program("generate", {"--model", out + "/step_00000002", "--prompt", "the baker",
+                                                  "--max-new-tokens", "9223372036854775807"});
+    EXPECT_EQ(text.exit_code, 0) << text.err;
+    EXPECT_TRUE(text.out.starts_with("the baker"));
 }
