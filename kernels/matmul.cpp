@@ -1,12 +1,15 @@
 // The matrix product on the CPU. Of the two operands the smaller one is packed once and shared by all
-// threads; the other is cut into strips, and a task packs its strip block by block into its own cache and
-// multiplies it with all of the shared one. So nothing is packed twice, and tasks need nothing from each
-// other. Every sum runs through the inner index from first to last in one chain of FMAs, whatever the
-// blocking: that is why the bits depend neither on threads nor on a row's place.
+// threads: whoever first needs a part of it packs that part. The other is cut into strips; a thread packs its
+// next strip block by block into its own cache, piece by piece between the tiles of the present one, so that
+// memory is waited for while the FMA units work. Nothing is packed twice. Every sum runs through the inner
+// index from first to last in one chain of FMAs, whatever the blocking: that is why the bits depend neither
+// on threads nor on a row's place.
 #include "kernels/matmul.h"
 
 #include <algorithm>
 #include <atomic>
+#include <thread>
+#include <vector>
 
 #include "core/threads.h"
 #include "kernels/check.h"
@@ -28,6 +31,32 @@ int64_t even_width(int64_t size, int64_t most, int64_t multiple) {
     return ceil_div(ceil_div(size, pieces), multiple) * multiple;
 }
 
+// Things numbered 0, 1, ... that whichever thread needs them first makes, while others that need them wait.
+class OnDemand {
+public:
+    void forget(int64_t count) { states_ = std::vector<std::atomic<uint8_t>>(static_cast<size_t>(count)); }
+    bool begun(int64_t i) const { return state(i).load(std::memory_order_relaxed) != kAbsent; }
+    template <class Make>
+    void ensure(int64_t i, Make&& make) {
+        std::atomic<uint8_t>& state = states_[static_cast<size_t>(i)];
+        if (state.load(std::memory_order_acquire) == kReady) return;
+        uint8_t absent = kAbsent;
+        if (state.compare_exchange_strong(absent, kInWork, std::memory_order_acquire)) {
+            make();
+            state.store(kReady, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; state.load(std::memory_order_acquire) != kReady; ++spins) {
+            if (spins > 1000) std::this_thread::yield();  // the other one may have lost its core
+        }
+    }
+
+private:
+    static constexpr uint8_t kAbsent = 0, kInWork = 1, kReady = 2;
+    const std::atomic<uint8_t>& state(int64_t i) const { return states_[static_cast<size_t>(i)]; }
+    std::vector<std::atomic<uint8_t>> states_;
+};
+
 // RowsShared: the rows' operand is the shared one and strips are columns; otherwise the reverse.
 template <class Units, bool RowsShared>
 class Product {
@@ -39,7 +68,8 @@ public:
           inner_(inner),
           shared_size_(output.out.dims[RowsShared ? 0 : 1]),
           strips_size_(output.out.dims[RowsShared ? 1 : 0]),
-          num_blocks_(std::max<int64_t>(1, ceil_div(inner, kBlockElements))) {
+          num_blocks_(std::max<int64_t>(1, ceil_div(inner, kBlockElements))),
+          in_place_(output.plain() && output.out.dtype == DType::f32) {
         stream_ = output.read_much_later && output.out.bytes() >= kStreamBytes &&
                   output.stride() % kCacheLineFloats == 0 &&
                   reinterpret_cast<uintptr_t>(output.out.data) % 64 == 0;
@@ -77,7 +107,7 @@ public:
                 const Range sweep = all_strips.piece(j, sweep_width_);
                 for (int64_t phase = 0; phase < num_phases_; ++phase) {
                     const Range blocks = Range{0, num_blocks_}.piece(phase, phase_blocks_);
-                    if (j == 0 || num_phases_ > 1) pack_shared(shared, blocks);
+                    if (j == 0 || num_phases_ > 1) groups_.forget(blocks.size * groups_of(shared.size));
                     multiply_strips(shared, sweep, blocks);
                 }
             }
@@ -87,26 +117,24 @@ public:
 private:
     static constexpr int kSharedPanel = RowsShared ? kTileRows : kTileCols;
     static constexpr int kStripPanel = RowsShared ? kTileCols : kTileRows;
+    // Shared panels are packed in groups that fill whole vectors.
+    static constexpr int kSharedGroup = std::max(kSharedPanel, kWidth);
     static constexpr int64_t kBlockElements = kBlockUnits * Units::kElements;
+    using SharedPacking = PieceByPiece<Units, kSharedPanel>;
     using StripPacking = PieceByPiece<Units, kStripPanel>;
+    static_assert(kTileCols % kSharedGroup == 0);
 
     int64_t all_units() const { return ceil_div(inner_, Units::kElements); }
     Range block_inner(int64_t block) const { return Range{0, inner_}.piece(block, kBlockElements); }
+    int64_t block_units(int64_t block) const { return ceil_div(block_inner(block).size, Units::kElements); }
     // Packed blocks of one phase follow each other; only the very last one may be short.
     float* packed_block(int64_t block_of_phase) const {
         return packed_ + block_of_phase * kBlockUnits * shared_width_;
     }
-
-    void pack_shared(Range shared, Range blocks) {
-        const int64_t groups = ceil_div(shared.size, kTileCols);
-        parallel_for(groups * blocks.size, [&](int64_t task) {
-            const int64_t block = task / groups;
-            const Range inner = block_inner(blocks.begin + block);
-            const int64_t units = ceil_div(inner.size, Units::kElements);
-            PieceByPiece<Units, kSharedPanel>(shared_, shared.piece(task % groups, kTileCols), inner,
-                                              packed_block(block) + task % groups * kTileCols * units)
-                .pack_all();
-        });
+    static int64_t groups_of(int64_t shared_size) { return ceil_div(shared_size, kSharedGroup); }
+    SharedPacking shared_packing(Range shared, Range blocks, int64_t block, int64_t group) const {
+        return {shared_, shared.piece(group, kSharedGroup), block_inner(block),
+                packed_block(block - blocks.begin) + group * kSharedGroup * block_units(block)};
     }
 
     // What one thread multiplies at a time: a strip with a part of the shared operand, over one block of the
@@ -121,6 +149,7 @@ private:
     void multiply_strips(Range shared, Range sweep, Range blocks) {
         const int64_t parts = ceil_div(shared.size, part_width_);
         const int64_t num_tasks = ceil_div(sweep.size, strip_width_) * parts;
+        const int64_t num_workers = std::min<int64_t>(num_threads(), num_tasks);
         std::atomic<int64_t> next_task{0};
         const auto claim = [&]() -> Item {
             const int64_t task = next_task.fetch_add(1, std::memory_order_relaxed);
@@ -133,7 +162,7 @@ private:
             return claim();
         };
         // A thread claims its next item early and packs it while it multiplies this one.
-        parallel_for(std::min<int64_t>(num_threads(), num_tasks), [&](int64_t) {
+        parallel_for(num_workers, [&](int64_t worker) {
             float* const scratch = matmul_scratch(
                 MatmulScratch::strip, (2 * kBlockUnits + (num_blocks_ > 1 ? part_width_ : 0)) * strip_width_);
             float* packed[2] = {scratch, scratch + kBlockUnits * strip_width_};
@@ -152,11 +181,9 @@ private:
                     const int64_t at = item.index * shared_width_ + item.part.begin - shared.begin;
                     sums = kept_sums_ + at * strip_width_;
                 }
-                const int64_t units = ceil_div(block_inner(item.block).size, Units::kElements);
-                multiply_block(
-                    item, units,
-                    packed_block(item.block - blocks.begin) + (item.part.begin - shared.begin) * units,
-                    packed[0], sums, packing);
+                // Each thread begins elsewhere, so that they do not wait for each other's packing.
+                const int64_t first_group = groups_of(item.part.size) * worker / num_workers;
+                multiply_block(shared, blocks, item, first_group, packed[0], sums, packing);
                 std::swap(packed[0], packed[1]);
                 item = next;
             }
@@ -166,45 +193,75 @@ private:
 
     // All tiles of part x strip for one block. The shared panel is the outer loop: a row panel then stays in
     // the first-level cache, a column panel in the second.
-    void multiply_block(const Item& item, int64_t units, const float* packed_part, const float* packed_strip,
-                        float* sums, StripPacking& packing) const {
-        alignas(64) float finished[kTileSums];
+    void multiply_block(Range shared, Range blocks, const Item& item, int64_t first_group,
+                        const float* packed_strip, float* sums, StripPacking& packing) {
         const Range part = item.part, strip = item.strip;
-        const bool first = item.block == 0, last = item.block + 1 == num_blocks_;
-        const bool in_place = output_.plain() && output_.out.dtype == DType::f32;
-        const int64_t num_tiles = ceil_div(part.size, kSharedPanel) * ceil_div(strip.size, kStripPanel);
-        // The pieces due after each tile, and the lines to fetch for them while it is multiplied.
-        const int64_t lines_per_tile = ceil_div(packing.num_pieces(), num_tiles) * packing.lines_per_piece();
-        const int lines_per_step =
-            static_cast<int>(ceil_div(lines_per_tile, std::max<int64_t>(1, units / kReadAheadUnits)));
-        int64_t tile = 0;
-        ReadAhead ahead;
-        for (int64_t s = 0; s < part.size; s += kSharedPanel) {
-            for (int64_t t = 0; t < strip.size; t += kStripPanel, sums += kTileSums) {
-                const int64_t row = RowsShared ? part.begin + s : strip.begin + t;
-                const int64_t column = RowsShared ? strip.begin + t : part.begin + s;
-                const int64_t rows = std::min<int64_t>(kTileRows, output_.out.dims[0] - row);
-                const int64_t columns = std::min<int64_t>(kTileCols, output_.out.dims[1] - column);
-                const float* shared_panel = packed_part + s * units;
-                const float* strip_panel = packed_strip + t * units;
-                const bool direct = last && in_place && rows == kTileRows && columns == kTileCols;
-                float* to = last ? finished : sums;
-                int64_t to_stride = kTileCols;
-                if (direct) {
-                    to = static_cast<float*>(output_.out.data) + row * output_.stride() + column;
-                    to_stride = output_.stride();
+        const int64_t units = block_units(item.block), steps = std::max<int64_t>(1, units / kReadAheadUnits);
+        const int64_t strip_panels = ceil_div(strip.size, kStripPanel);
+        const int64_t num_groups = groups_of(part.size),
+                      groups_before = (part.begin - shared.begin) / kSharedGroup;
+        // Every tile is followed by its share of the pieces, and fetches their lines.
+        const int64_t num_tiles = ceil_div(part.size, kSharedPanel) * strip_panels;
+        const int64_t tiles_per_group = kSharedGroup / kSharedPanel * strip_panels;
+        const int64_t pieces = packing.num_pieces();
+        const int64_t strip_lines = ceil_div(ceil_div(pieces, num_tiles) * packing.lines_per_piece(), steps);
+        int64_t tiles_done = 0;
+        ReadAheads ahead;
+        for (int64_t i = 0; i < num_groups; ++i) {
+            const int64_t group = (first_group + i) % num_groups, next = (group + 1) % num_groups;
+            const int64_t number = groups_before + (item.block - blocks.begin) * groups_of(shared.size);
+            groups_.ensure(number + group, [&] {
+                shared_packing(shared, blocks, item.block, groups_before + group).pack_all();
+            });
+            ahead.shared = {};
+            if (!groups_.begun(number + next)) {
+                const SharedPacking next_packing =
+                    shared_packing(shared, blocks, item.block, groups_before + next);
+                const int64_t lines = next_packing.num_pieces() * next_packing.lines_per_piece();
+                ahead.shared = next_packing.read_ahead(
+                    next_packing.num_pieces(), static_cast<int>(ceil_div(lines, steps * tiles_per_group)));
+            }
+            const float* packed_group =
+                packed_block(item.block - blocks.begin) + (groups_before + group) * kSharedGroup * units;
+            const int64_t end = std::min<int64_t>(part.size, (group + 1) * kSharedGroup);
+            for (int64_t s = group * kSharedGroup; s < end;
+                 s += kSharedPanel, packed_group += kSharedPanel * units) {
+                for (int64_t t = 0; t < strip_panels; ++t) {
+                    const int64_t due = ceil_div(++tiles_done * pieces, num_tiles);
+                    if (due > packing.num_packed())
+                        ahead.strip = packing.read_ahead(due, static_cast<int>(strip_lines));
+                    multiply_one(item, s, t * kStripPanel, units, packed_group,
+                                 packed_strip + t * kStripPanel * units,
+                                 sums + (s / kSharedPanel * strip_panels + t) * kTileSums, ahead);
+                    packing.pack_until(due);
                 }
-                if (last && !(direct && stream_)) fetch_tile(output_, row, rows, column, columns);
-                const int64_t due = ceil_div(++tile * packing.num_pieces(), num_tiles);
-                if (due > packing.num_packed()) ahead = packing.read_ahead(due, lines_per_step);
-                multiply_tile_rows<Units>(
-                    rows, reinterpret_cast<const uint32_t*>(RowsShared ? shared_panel : strip_panel),
-                    reinterpret_cast<const uint32_t*>(RowsShared ? strip_panel : shared_panel), units,
-                    first ? nullptr : sums, to, to_stride, direct && stream_, ahead);
-                if (last && !direct) store_tile(output_, finished, row, rows, column, columns);
-                packing.pack_until(due);
             }
         }
+    }
+
+    // The tile at shared index s of the part and strip index t.
+    void multiply_one(const Item& item, int64_t s, int64_t t, int64_t units, const float* shared_panel,
+                      const float* strip_panel, float* sums, ReadAheads& ahead) const {
+        alignas(64) float finished[kTileSums];
+        const bool first = item.block == 0, last = item.block + 1 == num_blocks_;
+        const int64_t row = RowsShared ? item.part.begin + s : item.strip.begin + t;
+        const int64_t column = RowsShared ? item.strip.begin + t : item.part.begin + s;
+        const int64_t rows = std::min<int64_t>(kTileRows, output_.out.dims[0] - row);
+        const int64_t columns = std::min<int64_t>(kTileCols, output_.out.dims[1] - column);
+        const bool direct = last && in_place_ && rows == kTileRows && columns == kTileCols;
+        float* to = last ? finished : sums;
+        int64_t to_stride = kTileCols;
+        if (direct) {
+            to = static_cast<float*>(output_.out.data) + row * output_.stride() + column;
+            to_stride = output_.stride();
+        }
+        if (last && !(direct && stream_)) fetch_tile(output_, row, rows, column, columns);
+        const float* row_panel = RowsShared ? shared_panel : strip_panel;
+        const float* column_panel = RowsShared ? strip_panel : shared_panel;
+        multiply_tile_rows<Units>(rows, reinterpret_cast<const uint32_t*>(row_panel),
+                                  reinterpret_cast<const uint32_t*>(column_panel), units,
+                                  first ? nullptr : sums, to, to_stride, direct && stream_, ahead);
+        if (last && !direct) store_tile(output_, finished, row, rows, column, columns);
     }
 
     const Operand shared_, stripped_;
@@ -212,7 +269,9 @@ private:
     const int64_t inner_, shared_size_, strips_size_, num_blocks_;
     int64_t shared_width_, sweep_width_, strip_width_, part_width_;
     int64_t phase_blocks_, num_phases_;
-    bool stream_;  // whole f32 tiles go past the caches
+    const bool in_place_;  // tiles can go straight to out
+    bool stream_;          // ... and past the caches
+    OnDemand groups_;      // of shared panels, of the blocks of one phase
     float* packed_ = nullptr;
     float* kept_sums_ = nullptr;
 };

@@ -102,15 +102,18 @@ SIMD_INLINE void store_outer(uint32_t* to, int64_t panel_size, VecU x) {
         std::memcpy(to, &x, sizeof x);
     } else {
         typedef uint32_t Part __attribute__((vector_size(Width * 4)));
-        const auto part = [&]<int... I>(int first, std::integer_sequence<int, I...>)
+        const auto store_parts = [&]<int... I, int... P>(std::integer_sequence<int, I...>,
+                                                         std::integer_sequence<int, P...>)
             __attribute__((always_inline)) {
-            return Part{x[first + I]...};
+            const auto store_part = [&]<int First>(std::integral_constant<int, First>)
+                __attribute__((always_inline)) {
+                const Part slice = __builtin_shufflevector(x, x, (First * Width + I)...);
+                std::memcpy(to + First * panel_size, &slice, sizeof slice);
+            };
+            (store_part(std::integral_constant<int, P>{}), ...);
         };
-#pragma GCC unroll 8
-        for (int i = 0; i < kWidth / Width; ++i) {
-            const Part slice = part(i * Width, std::make_integer_sequence<int, Width>{});
-            std::memcpy(to + i * panel_size, &slice, sizeof slice);
-        }
+        store_parts(std::make_integer_sequence<int, Width>{},
+                    std::make_integer_sequence<int, kWidth / Width>{});
     }
 }
 
@@ -204,6 +207,12 @@ private:
         if (piece >= num_pieces_) return;
         ReadAhead ahead = lines(piece, 1, 1);
         while (!ahead.done()) ReadAhead::step(ahead);
+        // Where it will be written.
+        for (int64_t at = 0; at < outer_.size; at += Width) {
+            const uint32_t* to = panels_ + at * units_ + piece * kPieceUnits * Width;
+            for (int64_t word = 0; word < kPieceUnits * Width; word += 16)
+                __builtin_prefetch(to + word, 1, 2);
+        }
     }
 
     template <class T>

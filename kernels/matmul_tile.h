@@ -64,6 +64,10 @@ private:
     int64_t run_bytes_ = 0, stride_ = 0, runs_left_ = 0;
     int lines_per_step_ = 0;
 };
+// What a tile's products fetch for those who pack after it: the next strip, and the next shared panels.
+struct ReadAheads {
+    ReadAhead strip, shared;
+};
 
 // Stream: past the caches, without reading what is overwritten. p must then be aligned to 64 bytes, and the
 // thread must call end_stores() before others may read.
@@ -124,13 +128,14 @@ struct Sums<Units, 0> {
 // in the order of u, for the first Rows rows.
 template <class Units, int Rows>
 void multiply_tile(const uint32_t* row_panel, const uint32_t* column_panel, int64_t units, const float* from,
-                   float* to, int64_t to_stride, bool stream, ReadAhead& ahead_of) {
-    ReadAhead ahead = ahead_of;
+                   float* to, int64_t to_stride, bool stream, ReadAheads& ahead_of) {
+    ReadAheads ahead = ahead_of;
     Sums<Units, Rows> sums;
     if (from != nullptr) Sums<Units, Rows>::load_from(sums, from);
     int64_t u = 0;
     for (; u + kReadAheadUnits <= units; u += kReadAheadUnits) {
-        ReadAhead::step(ahead);
+        ReadAhead::step(ahead.strip);
+        ReadAhead::step(ahead.shared);
 #pragma GCC unroll 8
         for (int i = 0; i < kReadAheadUnits; ++i) {
             Sums<Units, Rows>::add_unit(sums, row_panel, load_units(column_panel),
@@ -157,7 +162,7 @@ void multiply_tile(const uint32_t* row_panel, const uint32_t* column_panel, int6
 // Only as many rows as there are: a single token costs an eighth of a full tile.
 template <class Units>
 void multiply_tile_rows(int64_t rows, const uint32_t* row_panel, const uint32_t* column_panel, int64_t units,
-                        const float* from, float* to, int64_t to_stride, bool stream, ReadAhead& ahead) {
+                        const float* from, float* to, int64_t to_stride, bool stream, ReadAheads& ahead) {
     if (rows > kTileRows / 2) {
         multiply_tile<Units, kTileRows>(row_panel, column_panel, units, from, to, to_stride, stream, ahead);
     } else if (rows > 1) {
