@@ -12,16 +12,6 @@
 
 #include "core/error.h"
 
-int64_t dtype_bytes(DType dtype) {
-    switch (dtype) {
-        case DType::f32: return 4;
-        case DType::bf16: return 2;
-        case DType::i32: return 4;
-        case DType::u8: return 1;
-    }
-    fail_check(__FILE__, __LINE__, "known dtype", cat({"dtype=", static_cast<int>(dtype)}));
-}
-
 const char* dtype_name(DType dtype) {
     switch (dtype) {
         case DType::f32: return "f32";

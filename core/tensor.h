@@ -11,7 +11,7 @@
 enum class DType : uint8_t { f32, bf16, i32, u8 };
 enum class Device : uint8_t { cpu, cuda };
 
-int64_t dtype_bytes(DType dtype);
+constexpr int64_t dtype_bytes(DType dtype) { return dtype == DType::u8 ? 1 : dtype == DType::bf16 ? 2 : 4; }
 const char* dtype_name(DType dtype);
 
 template <class T>

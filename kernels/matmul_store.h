@@ -20,11 +20,16 @@ struct Output {
     }
 };
 
+// Whole: all kWidth elements exist, otherwise the first n.
+template <bool Whole>
 SIMD_INLINE Vec load_any(const Tensor& t, int64_t at, int64_t n) {
+    if (Whole) n = kWidth;
     return t.dtype == DType::f32 ? load_first(static_cast<const float*>(t.data) + at, n)
                                  : load_first(static_cast<const bf16*>(t.data) + at, n);
 }
+template <bool Whole>
 SIMD_INLINE void store_any(const Tensor& t, int64_t at, Vec x, int64_t n) {
+    if (Whole) n = kWidth;
     if (t.dtype == DType::f32) {
         store_first(static_cast<float*>(t.data) + at, x, n);
     } else {
@@ -51,27 +56,38 @@ inline void fetch_tile(const Output& output, int64_t row, int64_t rows, int64_t 
         fetch_rows<false>(output, output.addend, row, rows, column, columns);
 }
 
-// tile [rows][kTileCols] goes to out[row .. row + rows, column .. column + columns).
-inline void store_tile(const Output& output, const float* tile, int64_t row, int64_t rows, int64_t column,
-                       int64_t columns) {
-    const bool plain = output.plain();
+template <bool Plain, bool Whole>
+void store_rows(const Output& output, const float* tile, int64_t row, int64_t rows, int64_t column,
+                int64_t columns) {
     for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < columns; c += kWidth) {
+        for (int64_t c = 0; c < (Whole ? kTileCols : columns); c += kWidth) {
             const int64_t n = columns - c;
             const int64_t at = (row + r) * output.stride() + column + c;
             Vec x = load(tile + r * kTileCols + c);
-            if (!plain) {
+            if constexpr (!Plain) {
                 x *= output.scale;
-                if (!output.bias.absent()) x += load_any(output.bias, column + c, n);
+                if (!output.bias.absent()) x += load_any<Whole>(output.bias, column + c, n);
                 if (!output.pre_activation.absent()) {
-                    store_any(output.pre_activation, at, x, n);
+                    store_any<Whole>(output.pre_activation, at, x, n);
                     x = gelu(x);
                 }
-                if (!output.gelu_pre.absent()) x *= gelu_derivative(load_any(output.gelu_pre, at, n));
-                if (!output.addend.absent()) x += output.addend_scale * load_any(output.addend, at, n);
+                if (!output.gelu_pre.absent()) x *= gelu_derivative(load_any<Whole>(output.gelu_pre, at, n));
+                if (!output.addend.absent()) x += output.addend_scale * load_any<Whole>(output.addend, at, n);
             }
-            store_any(output.out, at, x, n);
+            store_any<Whole>(output.out, at, x, n);
         }
+    }
+}
+
+// tile [rows][kTileCols] goes to out[row .. row + rows, column .. column + columns).
+inline void store_tile(const Output& output, const float* tile, int64_t row, int64_t rows, int64_t column,
+                       int64_t columns) {
+    const bool whole = columns == kTileCols;
+    if (output.plain()) {
+        (whole ? store_rows<true, true> : store_rows<true, false>)(output, tile, row, rows, column, columns);
+    } else {
+        (whole ? store_rows<false, true> : store_rows<false, false>)(output, tile, row, rows, column,
+                                                                     columns);
     }
 }
 
