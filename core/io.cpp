@@ -181,8 +181,8 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path) {
 }
 
 AtomicFile::~AtomicFile() {
-    if (fd_ < 0) return;
-    close(fd_);
+    if (committed_) return;
+    if (fd_ >= 0) ::close(fd_);
     unlink(temporary_.c_str());
 }
 
@@ -214,12 +214,19 @@ void AtomicFile::write_at(int64_t offset, const void* data, int64_t bytes) {
     if (error != 0) fail_write(path_, bytes, error);
 }
 
-void AtomicFile::commit() {
-    CHECK(fd_ >= 0, cat({path_, " committed twice"}));
+void AtomicFile::close() {
+    CHECK(fd_ >= 0, cat({path_, " closed twice"}));
     flush();
     if (fsync(fd_) != 0) fail_write(path_, bytes_, errno);
+    ::close(std::exchange(fd_, -1));
+    pending_ = {};  // its memory too
+}
+
+void AtomicFile::commit() {
+    CHECK(!committed_, cat({path_, " committed twice"}));
+    if (fd_ >= 0) close();
     if (rename(temporary_.c_str(), path_.c_str()) != 0) fail_file("rename into place", path_, errno);
-    close(std::exchange(fd_, -1));
+    committed_ = true;
     sync_path(parent_of(path_));
 }
 

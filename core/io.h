@@ -27,7 +27,8 @@ private:
 
 // A file that appears under `path` only at commit(): written to a temporary name beside it, fsynced, renamed,
 // its directory fsynced. Destroyed without commit, it leaves nothing behind; the leftovers of killed writers
-// of the same path are removed by the next one.
+// of the same path are removed by the next one. Many files that shall appear together are closed one by one
+// as they become full, so that they do not hold a descriptor each.
 class AtomicFile {
 public:
     explicit AtomicFile(const std::string& path);
@@ -38,11 +39,13 @@ public:
     void write(std::string_view text) { write(text.data(), static_cast<int64_t>(text.size())); }
     void write_at(int64_t offset, const void* data, int64_t bytes);  // for headers known last
     int64_t bytes_written() const { return bytes_; }
-    void commit();
+    void close();   // fsyncs and gives the descriptor back: nothing can be written any more
+    void commit();  // closes it first where that was not done
 
 private:
     std::string path_, temporary_;
     int fd_ = -1;
+    bool committed_ = false;
     int64_t bytes_ = 0;
     std::vector<uint8_t> pending_;
     void flush();

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <filesystem>
 #include <limits>
+#include <map>
 
 #include "core/error.h"
 #include "core/json.h"
@@ -33,6 +35,27 @@ std::string parent_directory(const std::string& path) {
 }
 std::string file_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 std::string manifest_path(const std::string& directory) { return directory + "/manifest.json"; }
+
+// PREFIX_000000.bin: at least six digits.
+std::string shard_name(const std::string& prefix, size_t index) {
+    const std::string digits = std::to_string(index);
+    return prefix + "_" + std::string(digits.size() < 6 ? 6 - digits.size() : 0, '0') + digits + ".bin";
+}
+bool is_shard_name(std::string_view name, const std::string& prefix) {
+    if (!name.starts_with(prefix + "_") || !name.ends_with(".bin")) return false;
+    name.remove_prefix(prefix.size() + 1);
+    name.remove_suffix(4);
+    return name.size() >= 6 && name.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+// Removes what finish() has put in place when it does not come to its end.
+struct Unfinished {
+    std::vector<std::string> paths;
+    ~Unfinished() {
+        std::error_code ignored;
+        for (const std::string& path : paths) std::filesystem::remove(path, ignored);
+    }
+};
 
 JsonSource manifest_source(const std::string& directory, const char* what) {
     return {.what = what,
@@ -72,6 +95,7 @@ struct ShardWriter::State {
         std::string path;
         std::unique_ptr<AtomicFile> file;
         int64_t num_tokens = 0;
+        bool closed = false;
     };
     std::string directory, prefix;
     int64_t vocab_size, shard_tokens;
@@ -99,14 +123,26 @@ struct ShardWriter::State {
             totals.num_tokens += n;
             ids += n;
             count -= n;
+            if (shard.num_tokens == shard_tokens) close_shard(shard);
         }
     }
     void open_shard() {
-        const std::string number = std::to_string(1'000'000 + shards.size()).substr(1);
-        const std::string path = directory + "/" + prefix + "_" + number + ".bin";
-        shards.push_back({path, std::make_unique<AtomicFile>(path), 0});
-        const std::vector<int32_t> header(kHeaderInts);  // filled in by finish()
+        const std::string path = directory + "/" + shard_name(prefix, shards.size());
+        shards.push_back({path, std::make_unique<AtomicFile>(path)});
+        const std::vector<int32_t> header(kHeaderInts);  // filled in by close_shard()
         shards.back().file->write(header.data(), kHeaderBytes);
+    }
+    void close_shard(OpenShard& shard) {
+        const int32_t header[3] = {format->magic, format->version, static_cast<int32_t>(shard.num_tokens)};
+        shard.file->write_at(0, header, sizeof header);
+        shard.file->close();
+        shard.closed = true;
+    }
+    bool made_directory = false;
+    ~State() {
+        shards.clear();  // removes what was not committed
+        std::error_code ignored;
+        if (made_directory) std::filesystem::remove(directory, ignored);  // only when it is empty
     }
 };
 
@@ -115,15 +151,22 @@ ShardWriter::ShardWriter(const std::string& directory, const std::string& prefix
     : state_(std::make_unique<State>()) {
     CHECK(vocab_size > 0 && eot < vocab_size && shard_tokens > 0, cat({"V=", vocab_size, " eot=", eot}));
     CHECK(shard_tokens <= std::numeric_limits<int32_t>::max(), cat({"shard_tokens=", shard_tokens}));
+    if (prefix.empty() || prefix.front() == '.' || prefix.find('/') != std::string::npos) {
+        fail_input({.what = "not a name for shards",
+                    .where = "--prefix",
+                    .expected = "a plain file name, as \"train\"",
+                    .actual = cat({"\"", prefix, "\""})});
+    }
     state_->directory = directory;
     state_->prefix = prefix;
     state_->vocab_size = vocab_size;
     state_->shard_tokens = shard_tokens;
     state_->eot = eot;
     state_->format = &kFormats[vocab_size > kMaxUint16Vocab];
+    state_->made_directory = !path_exists(directory);
     make_directories(directory);
     for (const std::string& name : list_directory(directory)) {
-        if (name.starts_with(prefix + "_") && name.ends_with(".bin")) {
+        if (is_shard_name(name, prefix)) {
             fail_input({.what = "shards are there already",
                         .where = directory + "/" + name,
                         .hint = "choose another --out, or remove the directory"});
@@ -172,22 +215,24 @@ ShardTotals ShardWriter::finish(const ShardOrigin& origin) {
                     {"eot", state.eot},
                     {"splits", Json::object()}};
     }
+
+    Unfinished unfinished;
     Json shards = Json::array();
     for (State::OpenShard& shard : state.shards) {
-        const int32_t header[3] = {state.format->magic, state.format->version,
-                                   static_cast<int32_t>(shard.num_tokens)};
-        shard.file->write_at(0, header, sizeof header);
+        if (!shard.closed) state.close_shard(shard);
         shard.file->commit();
+        unfinished.paths.push_back(shard.path);
         shards.push_back({{"file", file_name(shard.path)},
                           {"num_tokens", shard.num_tokens},
-                          {"sha256", sha256_file(shard.path)}});
+                          {"sha256", sha256_file(shard.path)},
+                          {"xxh3", hex(ShardReader(shard.path).check_ids(state.vocab_size))}});
     }
     state.document_offsets.push_back(static_cast<uint64_t>(state.totals.num_tokens));
     const std::string offsets(reinterpret_cast<const char*>(state.document_offsets.data()),
                               state.document_offsets.size() * sizeof(uint64_t));
     const std::string offsets_name = state.prefix + "_documents.u64";
     write_file_atomic(state.directory + "/" + offsets_name, offsets);
-
+    unfinished.paths.push_back(state.directory + "/" + offsets_name);
     state.totals.num_shards = static_cast<int64_t>(state.shards.size());
     manifest["splits"][state.prefix] = {
         {"num_tokens", state.totals.num_tokens},
@@ -198,6 +243,7 @@ ShardTotals ShardWriter::finish(const ShardOrigin& origin) {
         {"shards", shards},
     };
     write_file_atomic(path, manifest.dump(1) + "\n");
+    unfinished.paths.clear();
     return state.totals;
 }
 
@@ -255,7 +301,8 @@ void ShardReader::copy(int64_t begin, int64_t count, int32_t* out) const {
     }
 }
 
-void ShardReader::check_ids(int64_t vocab_size) const {
+Hash128 ShardReader::check_ids(int64_t vocab_size) const {
+    std::vector<Hash128> hashes = {hash128(file_.data(), kHeaderBytes)};
     // The maximum of a block is a vector loop; only a block that fails is searched.
     constexpr int64_t kBlock = 1 << 16;
     const auto scan = [&](const auto* tokens) {
@@ -264,6 +311,7 @@ void ShardReader::check_ids(int64_t vocab_size) const {
             const int64_t end = std::min(begin + kBlock, num_tokens_);
             Token largest = 0;
             for (int64_t i = begin; i < end; ++i) largest = tokens[i] > largest ? tokens[i] : largest;
+            hashes.push_back(hash128(tokens + begin, (end - begin) * token_bytes_));  // while in the cache
             if (static_cast<int64_t>(largest) < vocab_size) continue;
             const int64_t at = std::find_if(tokens + begin, tokens + end,
                                             [&](Token t) { return static_cast<int64_t>(t) >= vocab_size; }) -
@@ -282,6 +330,7 @@ void ShardReader::check_ids(int64_t vocab_size) const {
     } else {
         scan(reinterpret_cast<const uint16_t*>(tokens));
     }
+    return hash128(hashes.data(), static_cast<int64_t>(hashes.size() * sizeof(Hash128)));
 }
 
 ShardSet::ShardSet(const std::string& patterns, const std::string& flag, int64_t vocab_size, int32_t eot)
@@ -313,8 +362,17 @@ ShardSet::ShardSet(const std::string& patterns, const std::string& flag, int64_t
     }
     // Without a vocabulary at least every uint32 must be an int32.
     const int64_t bound = vocab_size_ > 0 ? vocab_size_ : int64_t{1} << 31;
-    parallel_for(static_cast<int64_t>(shards_.size()),
-                 [&](int64_t i) { shards_[static_cast<size_t>(i)].check_ids(bound); });
+    hashes_.resize(shards_.size());
+    parallel_for(static_cast<int64_t>(shards_.size()), [&](int64_t i) {
+        hashes_[static_cast<size_t>(i)] = shards_[static_cast<size_t>(i)].check_ids(bound);
+    });
+    bool all_have_xxh3 = true;
+    for (const Listed& listed : listed_) {
+        all_have_xxh3 = all_have_xxh3 && !listed.xxh3.empty();
+        if (!listed.xxh3.empty())
+            check_listed(listed, "xxh3 " + hex(hashes_[listed.shard]), "xxh3 " + listed.xxh3);
+    }
+    if (!all_have_xxh3) verify_hashes();
 }
 
 void ShardSet::read_manifest(const std::string& directory, const std::string& flag) {
@@ -336,13 +394,23 @@ void ShardSet::read_manifest(const std::string& directory, const std::string& fl
         vocab_size_ = manifest.at("vocab_size");
         eot_ = manifest.at("eot");
         has_manifest_ = true;
+        std::map<std::string, size_t> here;  // the opened shards of this directory that are not yet listed
+        for (size_t i = 0; i < shards_.size(); ++i) {
+            if (parent_directory(shards_[i].path()) == directory) here[file_name(shards_[i].path())] = i;
+        }
         for (const auto& [prefix, split] : manifest.at("splits").items()) {
+            bool wanted = false;
+            std::string missing;
             for (const Json& shard : split.at("shards")) {
-                const std::string shard_path = directory + "/" + shard.at("file").get<std::string>();
-                const auto found = std::find_if(shards_.begin(), shards_.end(), [&](const ShardReader& s) {
-                    return parent_directory(s.path()) + "/" + file_name(s.path()) == shard_path;
-                });
-                if (found == shards_.end()) continue;
+                const std::string name = shard.at("file");
+                const std::string shard_path = directory + "/" + name;
+                if (missing.empty() && !path_exists(shard_path)) missing = shard_path;
+                const auto found_here = here.find(name);
+                if (found_here == here.end()) continue;
+                const size_t index = found_here->second;
+                here.erase(found_here);
+                wanted = true;
+                const ShardReader* found = &shards_[index];
                 const int64_t num_tokens = shard.at("num_tokens");
                 if (num_tokens != found->num_tokens()) {
                     fail_input({.what = "shard and manifest disagree",
@@ -351,8 +419,21 @@ void ShardSet::read_manifest(const std::string& directory, const std::string& fl
                                 .actual = cat({found->num_tokens(), " tokens"}),
                                 .hint = kMakeShards});
                 }
-                listed_.push_back({found->path(), shard.at("sha256")});
+                listed_.push_back({index, shard.at("sha256"), shard.value("xxh3", "")});
             }
+            // A pattern may choose some of a split's shards; one that is gone was chosen by nobody.
+            if (wanted && !missing.empty()) {
+                fail_input({.what = "a shard is missing",
+                            .where = missing,
+                            .expected = cat({"the ", split.at("shards").size(), " shards of \"", prefix,
+                                             "\" that ", manifest_path(directory), " lists"}),
+                            .hint = "copy it again, or encode again"});
+            }
+        }
+        if (!here.empty()) {
+            fail_input({.what = "the manifest beside the shard does not list it",
+                        .where = directory + "/" + here.begin()->first,
+                        .hint = "name the listed shards only, or move this one to a directory of its own"});
         }
     });
     manifests_.push_back(text);
@@ -364,22 +445,54 @@ int64_t ShardSet::file_bytes() const {
     return bytes;
 }
 
-std::string ShardSet::manifest_hash() const {
-    if (manifests_.empty()) return {};
+std::string ShardSet::data_hash() const {
     std::string all;
     for (const std::string& text : manifests_) all += text;
+    for (size_t i = 0; i < shards_.size(); ++i) {
+        all += file_name(shards_[i].path()) + ' ' + hex(hashes_[i]) + '\n';
+    }
     return sha256_hex(all);
 }
 
+void ShardSet::check_listed(const Listed& listed, const std::string& actual,
+                            const std::string& expected) const {
+    if (actual == expected) return;
+    fail_input({.what = "the shard is not the one its manifest lists",
+                .where = shards_[listed.shard].path(),
+                .expected = expected,
+                .actual = actual,
+                .hint = "copy or make it again"});
+}
+
 void ShardSet::verify_hashes() const {
-    for (const Listed& listed : listed_) {
-        const std::string actual = sha256_file(listed.path);
-        if (actual == listed.sha256) continue;
-        fail_input({.what = "the shard is not the one its manifest lists",
-                    .where = listed.path,
-                    .expected = "sha256 " + listed.sha256,
-                    .actual = actual,
-                    .hint = "copy or make it again"});
+    parallel_for(static_cast<int64_t>(listed_.size()), [&](int64_t i) {
+        const Listed& listed = listed_[static_cast<size_t>(i)];
+        check_listed(listed, "sha256 " + sha256_file(shards_[listed.shard].path()),
+                     "sha256 " + listed.sha256);
+    });
+}
+
+void ShardSet::require_tokenizer(const std::string& hash, const std::string& where) const {
+    if (!has_manifest_ || hash == tokenizer_hash_) return;
+    fail_input({.what = "the shards were made with another tokenizer",
+                .where = where,
+                .expected = tokenizer_hash_,
+                .actual = hash,
+                .hint = cat({"build/tokenize encode --tokenizer ", where, ", or bring the old one back"})});
+}
+
+void ShardSet::require_disjoint(const ShardSet& held_out, const std::string& flag) const {
+    // By content: a link or a copy would be as bad as the same name.
+    std::map<Hash128, const ShardReader*> mine;
+    for (size_t i = 0; i < shards_.size(); ++i) mine[hashes_[i]] = &shards_[i];
+    for (size_t i = 0; i < held_out.shards_.size(); ++i) {
+        const auto found = mine.find(held_out.hashes_[i]);
+        if (found == mine.end()) continue;
+        fail_input({.what = "a held-out shard is also trained on",
+                    .where = cat({flag, ": ", held_out.shards_[i].path()}),
+                    .expected = "shards that the training data does not have",
+                    .actual = found->second->path(),
+                    .hint = "name different shards, or hold documents out: build/curate --val-frac"});
     }
 }
 

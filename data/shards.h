@@ -2,8 +2,9 @@
 //   256 int32 header: [0] magic, [1] version, [2] number of tokens, the rest 0; then the tokens
 //   magic 20240520 version 1: uint16 tokens        magic 20240801 version 7: uint32 tokens (V > 65,536)
 // so FineWeb shards made for llm.c are read as they are. Beside Ingot's own lies manifest.json: the
-// tokenizer's and every file's SHA-256, counts, the end-of-text id. Readers check header, size and every id
-// before they hand a token out; hashes are checked only by verify_hashes().
+// tokenizer's and every file's hashes, counts, the end-of-text id. Readers check header, size and every id
+// before they hand a token out, and in the same pass over the bytes an XXH3 of the content against the
+// manifest's: a shard that is missing, altered or not listed is an InputError when the set is opened.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -29,7 +30,7 @@ struct ShardTotals {
 // Writes DIR/PREFIX_000000.bin, ...: each document preceded by `eot` (when >= 0), every shard but the last
 // with exactly shard_tokens tokens, so a document may run on into the next shard. Nothing is visible under
 // its name before finish(); the manifest comes last. Several prefixes ("train", "val") share a directory and
-// its manifest.
+// its manifest. A full shard is closed at once, so that any number of them needs one descriptor.
 class ShardWriter {
 public:
     // InputError when the directory already holds shards of this prefix.
@@ -59,8 +60,10 @@ public:
     int token_bytes() const { return token_bytes_; }
     int64_t file_bytes() const { return file_.bytes(); }
     void copy(int64_t begin, int64_t count, int32_t* out) const;
-    // InputError naming shard, offset and id of the first id that is not in [0, vocab_size).
-    void check_ids(int64_t vocab_size) const;
+    // InputError naming shard, offset and id of the first id that is not in [0, vocab_size). Returns the
+    // content's hash, taken in the same pass: XXH3-128 over the XXH3-128s of the header and of each block of
+    // 65,536 tokens.
+    Hash128 check_ids(int64_t vocab_size) const;
 
 private:
     std::string path_;
@@ -84,17 +87,32 @@ public:
     const std::string& tokenizer_hash() const { return tokenizer_hash_; }  // "": no manifest
     const std::string& tokenizer_path() const {
         return tokenizer_path_;
-    }                                   // joined to the directory; "": unknown
-    std::string manifest_hash() const;  // SHA-256 over the manifests, for the checkpoint; "": none
-    void verify_hashes() const;         // InputError: a shard is not the one its manifest lists
+    }  // joined to the directory; "": unknown
+
+    // What the data is, for the checkpoint: SHA-256 over the manifests and each shard's name and content
+    // hash.
+    std::string data_hash() const;
+    std::string manifest_hash() const { return data_hash(); }
+    // InputError when a shard is not the one its manifest lists, by SHA-256: custody, ten times the cost of
+    // the check that opening makes. Opening falls back on it for manifests without XXH3s.
+    void verify_hashes() const;
+    // InputError when these shards were not made with the tokenizer of this Tokenizer::hash(), which was read
+    // from `where`. Without a manifest nothing is known, and nothing refused.
+    void require_tokenizer(const std::string& hash, const std::string& where) const;
+    // InputError when a shard of `held_out` is also one of these, under whatever name. Flags are for the
+    // message.
+    void require_disjoint(const ShardSet& held_out, const std::string& flag) const;
 
 private:
     struct Listed {
-        std::string path, sha256;
+        size_t shard;
+        std::string sha256, xxh3;  // xxh3 is "" in manifests of before it was written
     };
+    void check_listed(const Listed& listed, const std::string& actual, const std::string& expected) const;
     void read_manifest(const std::string& directory, const std::string& flag);
 
     std::vector<ShardReader> shards_;
+    std::vector<Hash128> hashes_;  // of the shards' contents
     std::vector<Listed> listed_;
     std::vector<std::string> manifests_;  // their texts, by directory
     int64_t num_tokens_ = 0, vocab_size_ = 0;

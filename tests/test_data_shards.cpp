@@ -1,11 +1,14 @@
 // Token shards: what is written is read back in both widths; what is damaged or foreign is refused with a
 // message that says where; FineWeb-style shards without a manifest work.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
+#include <set>
 
 #include "core/error.h"
 #include "data/shards.h"
@@ -193,8 +196,18 @@ TEST_F(Shards, ManifestAndShardsMustAgree) {
     expect_all(message_of([&] { ShardSet set(path("train_*.bin"), "--train-data"); }),
                {"manifest disagree", "train_000001.bin", "5 tokens", "4 tokens"});
     write_raw("train_000001.bin", {20240520, 1, 5}, {reinterpret_cast<const char*>(tokens), 10});
-    const ShardSet set(path("train_*.bin"), "--train-data");
-    expect_all(message_of([&] { set.verify_hashes(); }), {"not the one", "train_000001.bin", "sha256"});
+    expect_all(message_of([&] { ShardSet set(path("train_*.bin"), "--train-data"); }),
+               {"not the one", "train_000001.bin", "expected xxh3", "got xxh3", "hint:"});
+    // Manifests of before the xxh3s were written: by sha256.
+    std::string manifest = read_file(path("manifest.json"));
+    for (size_t at; (at = manifest.find("\"xxh3\"")) != std::string::npos;) {
+        const size_t comma = manifest.rfind(',', at);
+        manifest.erase(comma, manifest.find('\n', at) - comma);
+    }
+    ASSERT_EQ(manifest.find("xxh3"), std::string::npos) << manifest;
+    write_file_atomic(path("manifest.json"), manifest);
+    expect_all(message_of([&] { ShardSet set(path("train_*.bin"), "--train-data"); }),
+               {"not the one", "train_000001.bin", "expected sha256", "got sha256", "hint:"});
 
     std::ofstream(path("manifest.json")) << "{\"format\": \"other\"}";
     expect_all(message_of([&] { ShardSet damaged(path("train_*.bin"), "--train-data"); }),
@@ -244,6 +257,128 @@ TEST_F(Shards, DamagedManifestsAreRefusedBeforeAnythingIsWritten) {
             expect_all(line, {phrase, "manifest.json", "hint:"});
         EXPECT_EQ(list_directory(dir_), before);
     }
+}
+
+TEST_F(Shards, AMissingOrUnlistedShardIsNoticed) {
+    write_small(300, 0);
+    write_small(300, 0, "val");
+    const auto open = [&](const std::string& pattern) {
+        return message_of([&] { ShardSet set(path(pattern), "--train-data"); });
+    };
+    EXPECT_EQ(open("train_*.bin"), "(no InputError)") << "the other split is another matter";
+    EXPECT_EQ(open("train_000001.bin"), "(no InputError)") << "a part may be chosen";
+    std::filesystem::copy_file(path("train_000000.bin"), path("train_000007.bin"));
+    expect_all(open("train_*.bin"), {"does not list it", "train_000007.bin", "hint:"});
+    std::filesystem::remove(path("train_000007.bin"));
+    std::filesystem::remove(path("train_000001.bin"));
+    expect_all(open("train_*.bin"), {"a shard is missing", "train_000001.bin", "3 shards", "train", "hint:"});
+    EXPECT_EQ(open("val_*.bin"), "(no InputError)");
+}
+
+TEST_F(Shards, DataHashCoversNamesAndContent) {
+    uint16_t tokens[] = {5, 7, 8, 9};
+    const std::vector<int32_t> header = {20240520, 1, 4};
+    const auto body = [&] { return std::string(reinterpret_cast<const char*>(tokens), sizeof tokens); };
+    const auto hash = [&] { return ShardSet(path("*.bin"), "--train-data").data_hash(); };
+    write_raw("a.bin", header, body());
+    const std::string one = hash();
+    EXPECT_EQ(one.size(), 64u);
+    EXPECT_EQ(hash(), one);
+    tokens[2] = 10;
+    write_raw("a.bin", header, body());
+    const std::string altered = hash();
+    EXPECT_NE(altered, one);
+    std::filesystem::rename(path("a.bin"), path("b.bin"));
+    EXPECT_NE(hash(), altered) << "the order of the data is that of the names";
+    write_raw("a.bin", header, body());
+    const std::string two = hash();
+    std::filesystem::remove(path("b.bin"));
+    EXPECT_NE(hash(), two);
+    write_small(300, 0);
+    std::filesystem::remove(path("a.bin"));
+    const std::string with_manifest = hash();
+    std::filesystem::remove(path("manifest.json"));
+    EXPECT_NE(hash(), with_manifest);
+}
+
+TEST_F(Shards, ContentHashSeesEveryBlock) {
+    std::vector<uint32_t> tokens(3 * 65536 + 17, 1);
+    const auto hash = [&](bool swapped) {
+        if (swapped) std::swap_ranges(tokens.begin(), tokens.begin() + 65536, tokens.begin() + 65536);
+        write_raw("blocks.bin", {20240801, 7, static_cast<int32_t>(tokens.size())},
+                  {reinterpret_cast<const char*>(tokens.data()), tokens.size() * 4});
+        return ShardReader(path("blocks.bin")).check_ids(100);
+    };
+    std::set<Hash128> seen = {hash(false)};
+    for (const size_t at : {size_t{0}, size_t{65536}, size_t{131072}, tokens.size() - 1}) {
+        tokens[at] = 2 + static_cast<uint32_t>(at % 7);
+        EXPECT_TRUE(seen.insert(hash(false)).second) << "token " << at;
+    }
+    EXPECT_TRUE(seen.insert(hash(true)).second) << "blocks in another order";
+}
+
+TEST_F(Shards, TokenizerAndHeldOutShardsAreChecked) {
+    write_small(300, 0);
+    const ShardSet train(path("train_*.bin"), "--train-data");
+    train.require_tokenizer("hash-a", "elsewhere");
+    expect_all(message_of([&] { train.require_tokenizer("hash-b", "dir/tokenizer"); }),
+               {"another tokenizer", "dir/tokenizer", "expected hash-a", "got hash-b", "hint:"});
+
+    std::filesystem::create_directory(path("val"));
+    const uint16_t tokens[] = {5, 7, 8, 9};
+    write_raw("val/v.bin", {20240520, 1, 4}, {reinterpret_cast<const char*>(tokens), 8});
+    train.require_disjoint(ShardSet(path("val/v.bin"), "--val-data"), "--val-data");
+    const auto overlap = [&](const std::string& name) {
+        return message_of([&] {
+            train.require_disjoint(ShardSet(path(name) + "," + path("val/v.bin"), "--val-data"),
+                                   "--val-data");
+        });
+    };
+    expect_all(overlap("train_000001.bin"), {"also trained on", "--val-data", "train_000001.bin", "hint:"});
+    std::filesystem::create_symlink(path("train_000002.bin"), path("val/link.bin"));
+    expect_all(overlap("val/link.bin"), {"also trained on", "val/link.bin", "train_000002.bin"});
+    std::filesystem::copy_file(path("train_000000.bin"), path("val/copy.bin"));
+    expect_all(overlap("val/copy.bin"), {"also trained on", "val/copy.bin", "train_000000.bin"});
+}
+
+TEST_F(Shards, ManyShardsNeedFewDescriptors) {
+    struct rlimit before;
+    ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    const struct rlimit few = {64, before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+    ShardWriter writer(dir_, "train", 300, 0, 5);
+    const std::string message = message_of([&] {
+        writer.add_document(std::vector<int32_t>(5 * 100, 7), 500);
+        EXPECT_FALSE(path_exists(path("train_000000.bin"))) << "closed, but not yet visible";
+        EXPECT_EQ(writer.finish({}).num_shards, 101);
+    });
+    setrlimit(RLIMIT_NOFILE, &before);
+    EXPECT_EQ(message, "(no InputError)");
+    EXPECT_EQ(read_file(path("train_000100.bin")).size(), 1024u + 2);
+}
+
+TEST_F(Shards, PrefixesThatBeginAlikeAreApart) {
+    write_small(300, 0, "train_extra");
+    write_small(300, 0, "train");
+    expect_all(message_of([&] { write_small(300, 0, "train_extra"); }), {"there already"});
+    for (const char* bad : {"", "../up", "a/b", ".hidden"}) {
+        expect_all(message_of([&] { write_small(300, 0, bad); }), {"not a name for shards", "--prefix"});
+    }
+}
+
+TEST_F(Shards, AFailedWriterLeavesNoDirectory) {
+    const std::string made = path("made");
+    {
+        ShardWriter writer(made, "train", 300, 0);
+        writer.add_document({1}, 1);
+    }
+    EXPECT_FALSE(path_exists(made));
+    // finish() that fails halfway: the offsets cannot be written.
+    std::filesystem::create_directories(made + "/train_documents.u64");
+    ShardWriter writer(made, "train", 300, 0, 2);
+    writer.add_document({1, 2, 3}, 3);
+    EXPECT_NE(message_of([&] { writer.finish({}); }), "(no InputError)");
+    EXPECT_EQ(list_directory(made), std::vector<std::string>{"train_documents.u64"});
 }
 
 TEST_F(Shards, TwoTokenizersAreRefused) {

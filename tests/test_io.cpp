@@ -77,6 +77,27 @@ TEST_F(Files, AtomicFileAppearsAtCommit) {
     EXPECT_EQ(file_bytes(path("a")), static_cast<int64_t>(16 + big.size()));
 }
 
+TEST_F(Files, AtomicFileClosedEarlyIsStillInvisible) {
+    {
+        AtomicFile file(path("a"));
+        file.write("content");
+        file.close();
+        EXPECT_FALSE(path_exists(path("a")));
+        EXPECT_THROW(file.write("more"), InternalError);
+        EXPECT_THROW(file.close(), InternalError);
+        file.commit();
+        EXPECT_EQ(read_file(path("a")), "content");
+        EXPECT_THROW(file.commit(), InternalError);
+    }
+    EXPECT_EQ(read_file(path("a")), "content") << "the destructor leaves what was committed";
+    {
+        AtomicFile file(path("b"));
+        file.write("abandoned");
+        file.close();
+    }
+    EXPECT_EQ(list_directory(directory_), Names{"a"});
+}
+
 TEST_F(Files, AtomicFileLeavesTheOldOneUntilCommit) {
     write_file_atomic(path("a"), "old");
     {
