@@ -1,6 +1,7 @@
 // Streaming lines and whole-file writing over Zstandard or plain bytes.
 #include "data/compressed.h"
 
+#include <strings.h>
 #include <zstd.h>
 
 #include <algorithm>
@@ -14,7 +15,9 @@ namespace {
 constexpr int kLevel = 6;  // 17 MB of prose: about 3x smaller in well under a second
 constexpr size_t kChunkBytes = 1 << 20;
 
-bool is_zst(const std::string& path) { return path.ends_with(".zst"); }
+bool is_zst(const std::string& path) {
+    return path.size() >= 4 && strcasecmp(path.c_str() + path.size() - 4, ".zst") == 0;
+}
 
 }  // namespace
 
@@ -106,6 +109,7 @@ struct LineReader::State {
         ++line_number;
         if (too_long) line = {};
         if (line.ends_with('\r')) line.remove_suffix(1);
+        if (line_number == 1 && line.starts_with("\xef\xbb\xbf")) line.remove_prefix(3);
         return true;
     }
 };

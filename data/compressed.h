@@ -17,8 +17,8 @@ public:
     ~LineReader();
     LineReader(LineReader&&) noexcept;
 
-    // The next line without its "\n" or "\r\n"; valid until the next call. A line over kMaxLineBytes is
-    // returned empty with too_long() true. False at the end.
+    // The next line without its "\n" or "\r\n", the first one without a byte order mark; valid until the next
+    // call. A line over kMaxLineBytes is returned empty with too_long() true. False at the end.
     bool next(std::string_view& line);
     bool too_long() const;
     int64_t line_number() const;     // of the line last returned, from 1

@@ -2,6 +2,12 @@
 // bare texts one after another, for compressors to be measured on), rejects.jsonl (what was not taken and
 // why) and manifest.json (SHA-256 of every input and output, counts, parameters). OUT appears whole or not at
 // all, with the same bytes for any number of threads.
+//
+// Stages and duplicates judge whole documents; one that stays and is longer than max_document_bytes is then
+// cut (data/plain_text.h), and pieces equal to an earlier piece or document go too. A document is held out
+// with all its pieces, or not at all; only of one with more than 16 pieces runs of neighbours are
+// (data/split.h). Where few documents leave nothing held out, or nothing to train on, the one nearest to the
+// threshold changes sides.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -35,7 +41,8 @@ struct CurateReport {
     std::vector<std::pair<std::string, int64_t>> by_stage;  // rejected, in the order of the stages
     CurateCounts total;
     RepairCounts repairs;
-    std::string table() const;  // for people
+    int64_t html_dropped_bytes = 0;  // text left out as navigation and the like
+    std::string table() const;       // for people
 };
 
 CurateReport curate(const CurateOptions& options);

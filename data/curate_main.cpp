@@ -20,8 +20,8 @@ int body(int argc, char** argv) {
                 "--out mine\n");
     flags.add("sources", options.sources, "sources.json: what to read, and under which licence", true);
     flags.add("out", options.out, "directory to make", true);
-    flags.add("val-frac", options.val_frac, "fraction of the documents to hold out, by hash of their ids", 0,
-              0.5);
+    flags.add("val-frac", options.val_frac,
+              "fraction of the documents to hold out, whole, by hash of their ids", 0, 0.5);
     flags.add("max-document-bytes", options.max_document_bytes, "longer text and HTML files are cut", 256,
               1 << 30);
     flags.add("min-document-bytes", options.min_document_bytes, "shorter documents are refused", 1);

@@ -17,7 +17,9 @@ Hash128 normalized_text_hash(std::string_view text) {
     return hash128(collapsed.data(), static_cast<int64_t>(collapsed.size()));
 }
 
-std::string ExactDedup::seen_before(const Hash128& hash, const std::string& id) {
-    const auto [entry, is_new] = first_.try_emplace(hash, id);
-    return is_new ? std::string() : entry->second;
+std::string ExactDedup::id_of(const Hash128& hash) const {
+    const auto found = first_.find(hash);
+    return found == first_.end() ? std::string() : found->second;
 }
+
+void ExactDedup::remember(const Hash128& hash, const std::string& id) { first_.try_emplace(hash, id); }

@@ -11,8 +11,9 @@ Hash128 normalized_text_hash(std::string_view text);
 
 class ExactDedup {
 public:
-    // "" when the hash is new (`id` is remembered with it), else the id of the document that has it.
-    std::string seen_before(const Hash128& hash, const std::string& id);
+    // The id of the document that has this hash; "" when it is new.
+    std::string id_of(const Hash128& hash) const;
+    void remember(const Hash128& hash, const std::string& id);  // an earlier id stays
 
 private:
     struct LowBits {

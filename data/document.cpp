@@ -4,6 +4,9 @@
 
 #include <simdjson.h>
 
+#include <algorithm>
+#include <set>
+
 #include "core/error.h"
 #include "core/log.h"
 #include "data/compressed.h"
@@ -34,24 +37,67 @@ std::string Document::*field_named(std::string_view key) {
     return nullptr;
 }
 
+// simdjson knows no integers beyond 64 bits and refuses the whole line for one in some id or hash: the same
+// line with such integers as strings, which lose no digit.
+std::string with_long_integers_quoted(std::string_view line) {
+    constexpr size_t kAlwaysFit = 18;
+    std::string out;
+    bool in_string = false;
+    for (size_t i = 0; i < line.size();) {
+        const char c = line[i];
+        if (!in_string && (c == '-' || (c >= '0' && c <= '9'))) {
+            const size_t end = std::min(line.find_first_not_of("0123456789+-.eE", i), line.size());
+            const std::string_view number = line.substr(i, end - i);
+            const bool integer = number.find_first_of("+.eE") == std::string_view::npos;
+            const bool quoted = integer && number.size() > kAlwaysFit;
+            if (quoted) out += '"';
+            out += number;
+            if (quoted) out += '"';
+            i = end;
+            continue;
+        }
+        if (c == '"') in_string = !in_string;
+        if (in_string && c == '\\') out += line[i++];
+        if (i < line.size()) out += line[i++];
+    }
+    return out;
+}
+
+// Keys without a field of their own, in order. Of two values for one key the first stays.
+class Metadata {
+public:
+    void add(std::string_view key, simdjson::dom::element value) {
+        if (keys_.emplace(key).second) append_member(object_, key, simdjson::minify(value));
+    }
+    std::string text() const { return object_.empty() ? "{}" : object_ + "}"; }
+
+private:
+    std::set<std::string, std::less<>> keys_;
+    std::string object_;
+};
+
 std::string parse(simdjson::dom::parser& parser, std::string_view line, Document& document) {
     simdjson::dom::element root;
-    if (auto error = parser.parse(line.data(), line.size()).get(root)) {
-        return cat({"not JSON: ", simdjson::error_message(error)});
+    auto error = parser.parse(line.data(), line.size()).get(root);
+    if (error == simdjson::NUMBER_ERROR) {
+        const std::string quoted = with_long_integers_quoted(line);
+        error = parser.parse(quoted).get(root);
     }
+    if (error) return cat({"not JSON: ", simdjson::error_message(error)});
     simdjson::dom::object object;
     if (root.get(object)) return "not a JSON object";
     document = {};
-    std::string extra;  // keys without a field of their own
+    Metadata metadata;
     bool has_text = false;
+    // "metadata" itself first: it is what an earlier curation wrote.
+    simdjson::dom::element inner;
+    if (!object["metadata"].get(inner) && !inner.is_null()) {
+        if (!inner.is_object()) return "\"metadata\" is not an object";
+        for (const auto [name, value] : inner.get_object()) metadata.add(name, value);
+    }
     for (const auto [key, value] : object) {
         if (key == "metadata") {
-            if (!value.is_object() && !value.is_null()) return "\"metadata\" is not an object";
-            if (value.is_object()) {
-                for (const auto [name, inner] : value.get_object()) {
-                    append_member(extra, name, simdjson::minify(inner));
-                }
-            }
+            continue;
         } else if (std::string Document::*member = field_named(key)) {
             if (value.is_string()) {
                 document.*member = std::string_view(value);
@@ -62,11 +108,11 @@ std::string parse(simdjson::dom::parser& parser, std::string_view line, Document
                 return cat({"\"", key, "\" is not a string"});
             }
         } else {
-            append_member(extra, key, simdjson::minify(value));
+            metadata.add(key, value);
         }
     }
     if (!has_text) return "no \"text\"";
-    if (!extra.empty()) document.metadata = extra + "}";
+    document.metadata = metadata.text();
     return {};
 }
 

@@ -34,7 +34,8 @@ std::string document_json(const Document& document);  // one line, keys in the o
 std::string reject_json(const Reject& reject);
 
 // Parses one line. On failure returns the reason and leaves `document` unspecified; "" on success. Only
-// "text" must be there; keys that Document has no field for go into metadata.
+// "text" must be there; keys that Document has no field for go into metadata, unless it has them already.
+// Integers beyond 64 bits become strings.
 std::string parse_document(std::string_view line, Document& document);
 
 class DocumentReader {

@@ -7,18 +7,25 @@
 #include <memory>
 
 #include "core/error.h"
+#include "data/html_nesting.h"
 
 namespace {
 
 // gumbo and the walk below recurse; real pages nest tens of elements deep.
 constexpr int64_t kMaxDepth = 2000;
 
-constexpr GumboTag kDropped[] = {
-    GUMBO_TAG_SCRIPT,   GUMBO_TAG_STYLE, GUMBO_TAG_NAV,      GUMBO_TAG_HEADER, GUMBO_TAG_FOOTER,
-    GUMBO_TAG_FORM,     GUMBO_TAG_HEAD,  GUMBO_TAG_NOSCRIPT, GUMBO_TAG_IFRAME, GUMBO_TAG_OBJECT,
-    GUMBO_TAG_TEMPLATE, GUMBO_TAG_SVG,   GUMBO_TAG_BUTTON,   GUMBO_TAG_SELECT, GUMBO_TAG_CANVAS,
-    GUMBO_TAG_AUDIO,    GUMBO_TAG_VIDEO, GUMBO_TAG_TEXTAREA,
+constexpr GumboTag kNoText[] = {
+    // nothing to read in them
+    GUMBO_TAG_SCRIPT, GUMBO_TAG_STYLE,  GUMBO_TAG_HEAD,     GUMBO_TAG_NOSCRIPT,
+    GUMBO_TAG_IFRAME, GUMBO_TAG_OBJECT, GUMBO_TAG_TEMPLATE, GUMBO_TAG_SVG,
+    GUMBO_TAG_CANVAS, GUMBO_TAG_AUDIO,  GUMBO_TAG_VIDEO,
 };
+constexpr GumboTag kApart[] = {
+    // text, but not the page's
+    GUMBO_TAG_NAV, GUMBO_TAG_HEADER, GUMBO_TAG_FOOTER, GUMBO_TAG_BUTTON, GUMBO_TAG_SELECT, GUMBO_TAG_TEXTAREA,
+};
+// The page itself: its classes say how it looks and its `hidden` that a script will show it.
+constexpr GumboTag kContent[] = {GUMBO_TAG_HTML, GUMBO_TAG_BODY, GUMBO_TAG_MAIN, GUMBO_TAG_ARTICLE};
 // Navigation as DocBook, Sphinx and others write it where they use no <nav>.
 constexpr std::string_view kDroppedClasses[] = {"navheader", "navfooter", "sphinxsidebar", "related",
                                                 "toc",       "nosearch",  "breadcrumbs",   "docnav"};
@@ -31,7 +38,8 @@ constexpr GumboTag kLines[] = {
     GUMBO_TAG_DIV,     GUMBO_TAG_LI,         GUMBO_TAG_DT,      GUMBO_TAG_DD,      GUMBO_TAG_TR,
     GUMBO_TAG_CAPTION, GUMBO_TAG_BR,         GUMBO_TAG_SECTION, GUMBO_TAG_ARTICLE, GUMBO_TAG_ADDRESS,
     GUMBO_TAG_DETAILS, GUMBO_TAG_FIGCAPTION, GUMBO_TAG_BODY,    GUMBO_TAG_MAIN,    GUMBO_TAG_ASIDE,
-    GUMBO_TAG_CENTER,  GUMBO_TAG_SUMMARY,    GUMBO_TAG_LEGEND,
+    GUMBO_TAG_CENTER,  GUMBO_TAG_SUMMARY,    GUMBO_TAG_LEGEND,  GUMBO_TAG_FORM,    GUMBO_TAG_FIELDSET,
+    GUMBO_TAG_HEADER,
 };
 
 template <size_t N>
@@ -44,8 +52,10 @@ std::string_view attribute(const GumboElement& element, const char* name) {
     return found == nullptr ? std::string_view() : std::string_view(found->value);
 }
 
-bool dropped(const GumboElement& element) {
-    if (contains(kDropped, element.tag)) return true;
+bool is_apart(const GumboElement& element, bool in_content) {
+    if (contains(kContent, element.tag)) return false;
+    // The header of an article is its title.
+    if (contains(kApart, element.tag)) return element.tag != GUMBO_TAG_HEADER || !in_content;
     if (element.attributes.length == 0) return false;
     if (attribute(element, "role") == "navigation") return true;
     if (gumbo_get_attribute(&element.attributes, "hidden") != nullptr) return true;
@@ -60,6 +70,23 @@ bool dropped(const GumboElement& element) {
         classes.remove_prefix(std::min(space + 1, classes.size()));
     }
     return false;
+}
+
+bool begins_content(const GumboElement& element) {
+    return element.tag == GUMBO_TAG_MAIN || element.tag == GUMBO_TAG_ARTICLE;
+}
+
+// Bytes of the text under a node, white space between elements not counted.
+int64_t text_bytes(const GumboNode& node) {
+    if (node.type == GUMBO_NODE_TEXT || node.type == GUMBO_NODE_CDATA) {
+        return static_cast<int64_t>(std::string_view(node.v.text.text).size());
+    }
+    if (node.type != GUMBO_NODE_ELEMENT || contains(kNoText, node.v.element.tag)) return 0;
+    int64_t bytes = 0;
+    const GumboVector& children = node.v.element.children;
+    for (unsigned i = 0; i < children.length; ++i)
+        bytes += text_bytes(*static_cast<GumboNode*>(children.data[i]));
+    return bytes;
 }
 
 // Text with its white space decided late: what separates two words is known only when the second one comes.
@@ -121,7 +148,8 @@ private:
 void add_pre(const GumboNode& node, std::string& text) {
     if (node.type == GUMBO_NODE_TEXT || node.type == GUMBO_NODE_WHITESPACE || node.type == GUMBO_NODE_CDATA) {
         text += node.v.text.text;
-    } else if (node.type == GUMBO_NODE_ELEMENT && !dropped(node.v.element)) {
+    } else if (node.type == GUMBO_NODE_ELEMENT && !contains(kNoText, node.v.element.tag) &&
+               !is_apart(node.v.element, true)) {
         if (node.v.element.tag == GUMBO_TAG_BR) text += '\n';
         const GumboVector& children = node.v.element.children;
         for (unsigned i = 0; i < children.length; ++i)
@@ -129,32 +157,45 @@ void add_pre(const GumboNode& node, std::string& text) {
     }
 }
 
-void add_node(const GumboNode& node, TextBuilder& out) {
-    switch (node.type) {
-        case GUMBO_NODE_TEXT:
-        case GUMBO_NODE_CDATA: out.add(node.v.text.text); return;
-        case GUMBO_NODE_WHITESPACE: out.space(); return;
-        case GUMBO_NODE_ELEMENT: break;
-        default: return;  // comments, templates
+class PageWalk {
+public:
+    void add(const GumboNode& node, bool in_content) {
+        switch (node.type) {
+            case GUMBO_NODE_TEXT:
+            case GUMBO_NODE_CDATA: out_.add(node.v.text.text); return;
+            case GUMBO_NODE_WHITESPACE: out_.space(); return;
+            case GUMBO_NODE_ELEMENT: break;
+            default: return;  // comments, templates
+        }
+        const GumboElement& element = node.v.element;
+        if (contains(kNoText, element.tag)) return;
+        if (is_apart(element, in_content)) {
+            dropped_bytes_ += text_bytes(node);
+            return;
+        }
+        const int newlines = contains(kParagraphs, element.tag) ? 2 : contains(kLines, element.tag) ? 1 : 0;
+        out_.line_break(newlines);
+        if (element.tag == GUMBO_TAG_TD || element.tag == GUMBO_TAG_TH) out_.space();
+        if (element.tag == GUMBO_TAG_PRE) {
+            std::string text;
+            add_pre(node, text);
+            while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) text.pop_back();
+            if (text.starts_with('\n')) text.erase(0, 1);
+            out_.add_verbatim(text);
+        } else {
+            const GumboVector& children = element.children;
+            for (unsigned i = 0; i < children.length; ++i)
+                add(*static_cast<GumboNode*>(children.data[i]), in_content || begins_content(element));
+        }
+        out_.line_break(newlines);
     }
-    const GumboElement& element = node.v.element;
-    if (dropped(element)) return;
-    const int newlines = contains(kParagraphs, element.tag) ? 2 : contains(kLines, element.tag) ? 1 : 0;
-    out.line_break(newlines);
-    if (element.tag == GUMBO_TAG_TD || element.tag == GUMBO_TAG_TH) out.space();
-    if (element.tag == GUMBO_TAG_PRE) {
-        std::string text;
-        add_pre(node, text);
-        while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) text.pop_back();
-        if (text.starts_with('\n')) text.erase(0, 1);
-        out.add_verbatim(text);
-    } else {
-        const GumboVector& children = element.children;
-        for (unsigned i = 0; i < children.length; ++i)
-            add_node(*static_cast<GumboNode*>(children.data[i]), out);
-    }
-    out.line_break(newlines);
-}
+    std::string take_text() { return out_.take(); }
+    int64_t dropped_bytes() const { return dropped_bytes_; }
+
+private:
+    TextBuilder out_;
+    int64_t dropped_bytes_ = 0;
+};
 
 std::string find_title(const GumboNode& root) {
     for (const GumboNode* node = &root; node != nullptr;) {
@@ -176,42 +217,20 @@ std::string find_title(const GumboNode& root) {
     return {};
 }
 
-// An upper guess of how deep the tree will be, before a recursive parser sees it: elements that close
-// themselves or each other are left out of the count.
-int64_t nesting(std::string_view html) {
-    static constexpr std::string_view kShallow[] = {"br", "img", "hr",   "meta", "link", "input",
-                                                    "p",  "li",  "td",   "th",   "tr",   "dt",
-                                                    "dd", "col", "area", "base", "wbr",  "option"};
-    int64_t depth = 0, deepest = 0;
-    for (size_t at = html.find('<'); at != std::string_view::npos; at = html.find('<', at + 1)) {
-        const bool closes = html.substr(at + 1, 1) == "/";
-        const size_t name_begin = at + 1 + closes;
-        size_t name_end = name_begin;
-        std::string name;
-        while (name_end < html.size() && name.size() < 12 &&
-               std::isalnum(static_cast<unsigned char>(html[name_end]))) {
-            name += static_cast<char>(std::tolower(static_cast<unsigned char>(html[name_end++])));
-        }
-        if (name.empty() || std::find(std::begin(kShallow), std::end(kShallow), name) != std::end(kShallow))
-            continue;
-        depth = closes ? std::max<int64_t>(depth - 1, 0) : depth + 1;
-        deepest = std::max(deepest, depth);
-    }
-    return deepest;
-}
-
 }  // namespace
 
 std::string extract_html(std::string_view html, HtmlText& result) {
-    const int64_t depth = nesting(html);
-    if (depth > kMaxDepth) return cat({"HTML nested ", depth, " elements deep, the limit is ", kMaxDepth});
+    const HtmlScan scan = scan_html(html, kMaxDepth);
+    if (scan.too_deep) return cat({"HTML nested more than ", kMaxDepth, " elements deep"});
     const auto destroy = [](GumboOutput* output) { gumbo_destroy_output(&kGumboDefaultOptions, output); };
     const std::unique_ptr<GumboOutput, decltype(destroy)> page(
-        gumbo_parse_with_options(&kGumboDefaultOptions, html.data(), html.size()), destroy);
+        gumbo_parse_with_options(&kGumboDefaultOptions, scan.without_svg.data(), scan.without_svg.size()),
+        destroy);
     if (page == nullptr || page->root == nullptr) return "gumbo could not parse it";
     result.title = find_title(*page->root);
-    TextBuilder out;
-    add_node(*page->root, out);
-    result.text = out.take();
+    PageWalk walk;
+    walk.add(*page->root, false);
+    result.text = walk.take_text();
+    result.dropped_bytes = walk.dropped_bytes();
     return {};
 }

@@ -12,6 +12,7 @@
 #include "core/log.h"
 #include "core/threads.h"
 #include "data/compressed.h"
+#include "data/file_kind.h"
 #include "data/html.h"
 
 namespace {
@@ -19,28 +20,10 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kBatchBytes = 16 << 20;            // read at once: bounds memory, feeds all threads
-constexpr int64_t kMaxFileBytes = int64_t{1} << 30;  // of a text or HTML file, which is held whole
+constexpr int64_t kMaxFileBytes = int64_t{1} << 30;  // of a text file, which is held whole
+// The tree of a page takes some 30 times its bytes, on each thread.
+constexpr int64_t kMaxHtmlBytes = int64_t{32} << 20;
 constexpr size_t kSniffedBytes = 8192;
-
-enum class Kind { text, html, jsonl, other };
-
-Kind kind_of(const std::string& path) {
-    static constexpr std::pair<std::string_view, Kind> kSuffixes[] = {
-        {".txt", Kind::text},        {".text", Kind::text},        {".md", Kind::text},
-        {".markdown", Kind::text},   {".html", Kind::html},        {".htm", Kind::html},
-        {".xhtml", Kind::html},      {".jsonl", Kind::jsonl},      {".ndjson", Kind::jsonl},
-        {".jsonl.zst", Kind::jsonl}, {".ndjson.zst", Kind::jsonl},
-    };
-    std::string lower = path;
-    std::transform(lower.begin(), lower.end(), lower.begin(),
-                   [](unsigned char c) { return std::tolower(c); });
-    for (const auto& [suffix, kind] : kSuffixes) {
-        if (lower.ends_with(suffix)) return kind;
-    }
-    return Kind::other;
-}
-
-std::string numbered(size_t piece) { return "#" + std::to_string(10'000 + piece).substr(1); }
 
 Document with_source(const Source& source) {
     Document document;
@@ -57,51 +40,72 @@ struct Harvest {
     std::vector<IngestedDocument> documents;
     std::vector<Reject> rejects;
     RepairCounts repairs;
+    int64_t html_dropped_bytes = 0;
     void refuse(const std::string& where, const Source& source, const std::string& reason) {
         rejects.push_back(
             {.where = where, .id = {}, .source = source.name, .stage = "read", .reason = reason, .kept = {}});
     }
 };
 
-void harvest_file(const InputFile& file, const Source& source, int64_t max_document_bytes, Harvest& out) {
-    if (file.bytes > kMaxFileBytes) {
+// Why these bytes are not UTF-8 text at all, before they are repaired; "" when they may be.
+std::string encoding_problem(std::string_view bytes) {
+    if (bytes.starts_with("\xff\xfe") || bytes.starts_with("\xfe\xff")) {
+        return "UTF-16 by its byte order mark  hint: iconv -f UTF-16 -t UTF-8";
+    }
+    const std::string_view head = bytes.substr(0, kSniffedBytes);
+    const auto zeros = static_cast<size_t>(std::count(head.begin(), head.end(), '\0'));
+    if (zeros * 10 > head.size()) {
+        return "binary or UTF-16: more than a tenth of its bytes are zero  hint: if it is text, iconv -f "
+               "UTF-16LE -t UTF-8";
+    }
+    return {};
+}
+
+void harvest_file(const InputFile& file, const Source& source, Harvest& out) {
+    const bool is_html = kind_of(file.path) == FileKind::html;
+    const int64_t limit = is_html ? kMaxHtmlBytes : kMaxFileBytes;
+    if (file.bytes > limit) {
         return out.refuse(file.shown, source,
-                          cat({"the file has ", file.bytes, " bytes, the limit is ", kMaxFileBytes}));
+                          cat({"the ", is_html ? "page" : "file", " has ", file.bytes, " bytes, the limit ",
+                               is_html ? "for HTML " : "", "is ", limit,
+                               "  hint: ", is_html ? "save it as plain text, or in parts" : "split it"}));
     }
     std::string text, title;
+    RepairCounts repairs;
     try {
         const MappedFile mapped(file.path);
-        const std::string_view head = mapped.text().substr(0, kSniffedBytes);
-        if (const auto zeros = std::count(head.begin(), head.end(), '\0');
-            static_cast<size_t>(zeros) * 10 > head.size()) {
-            return out.refuse(file.shown, source,
-                              "binary or UTF-16: more than a tenth of its bytes are zero");
+        const std::string problem = encoding_problem(mapped.text());
+        if (!problem.empty()) return out.refuse(file.shown, source, problem);
+        text = repair_text(mapped.text(), repairs);
+        // Damage is a few bytes; an accented language in Latin-1 has some in every line.
+        if (repairs.invalid_utf8 * 100 > mapped.bytes()) {
+            return out.refuse(
+                file.shown, source,
+                cat({"not UTF-8: ", repairs.invalid_utf8, " malformed sequences in ", mapped.bytes(),
+                     " bytes  hint: iconv -f ISO-8859-1 -t UTF-8, or whatever "
+                     "encoding it has"}));
         }
-        text = repair_text(mapped.text(), out.repairs);
     } catch (const InputError& e) {
         return out.refuse(file.shown, source, e.what());
     }
-    if (kind_of(file.path) == Kind::html) {
+    if (is_html) {
         HtmlText page;
         const std::string reason = extract_html(text, page);
         if (!reason.empty()) return out.refuse(file.shown, source, reason);
-        RepairCounts from_entities;  // &#0; and the like
-        text = repair_text(page.text, from_entities);
+        text = repair_text(page.text, repairs);  // &#0; and the like
         title = page.title;
-        out.repairs += from_entities;
+        out.html_dropped_bytes += page.dropped_bytes;
     }
+    out.repairs += repairs;
     JsonLine metadata;
     metadata.add("path", file.shown);
     if (!source.origin.empty()) metadata.add("origin", source.origin);
     if (!title.empty()) metadata.add("title", title);
-    const std::vector<std::string_view> pieces = split_text(text, max_document_bytes);
-    for (size_t i = 0; i < pieces.size(); ++i) {
-        Document document = with_source(source);
-        document.id = pieces.size() == 1 ? file.shown : file.shown + numbered(i);
-        document.text = pieces[i];
-        document.metadata = metadata.text();
-        out.documents.push_back({document, document.id, file.source});
-    }
+    Document document = with_source(source);
+    document.id = file.shown;
+    document.text = std::move(text);
+    document.metadata = metadata.text();
+    out.documents.push_back({std::move(document), file.shown, file.source, true});
 }
 
 void harvest_line(std::string_view line, const std::string& place, const InputFile& file,
@@ -117,7 +121,7 @@ void harvest_line(std::string_view line, const std::string& place, const InputFi
     if (document.consent.empty()) document.consent = declared.consent;
     if (document.lang.empty()) document.lang = declared.lang;
     if (document.added.empty()) document.added = declared.added;
-    out.documents.push_back({std::move(document), place, file.source});
+    out.documents.push_back({std::move(document), place, file.source, false});
 }
 
 void move_into(IngestBatch& batch, std::vector<Harvest>& harvests) {
@@ -125,6 +129,7 @@ void move_into(IngestBatch& batch, std::vector<Harvest>& harvests) {
         std::move(harvest.documents.begin(), harvest.documents.end(), std::back_inserter(batch.documents));
         std::move(harvest.rejects.begin(), harvest.rejects.end(), std::back_inserter(batch.rejects));
         batch.repairs += harvest.repairs;
+        batch.html_dropped_bytes += harvest.html_dropped_bytes;
     }
 }
 
@@ -195,66 +200,89 @@ std::vector<Source> read_sources(const std::string& path) {
 
 struct Ingest::State {
     std::vector<Source> sources;
-    int64_t max_document_bytes;
     std::vector<InputFile> files;
     std::vector<Reject> found_unfit;  // told with the first batch
     size_t next_file = 0;
     std::unique_ptr<LineReader> lines;  // of files[next_file], while it is a JSONL in progress
     int64_t bytes_total = 0, bytes_finished = 0;
 
+    // Everything under `directory` that is not hidden: files to read, and what cannot be read with its
+    // reason.
+    static void walk(const fs::path& directory, std::vector<std::string>& paths,
+                     std::vector<std::pair<std::string, std::string>>& unfit) {
+        std::error_code error;
+        for (fs::directory_iterator entry(directory, error), end; !error && entry != end;
+             entry.increment(error)) {
+            const std::string path = entry->path().string();
+            if (entry->path().filename().string().starts_with('.')) continue;
+            std::error_code of_status;
+            const fs::file_status status = entry->status(of_status);
+            const bool is_link = entry->is_symlink(of_status);
+            if (fs::is_regular_file(status)) {
+                paths.push_back(path);
+            } else if (!fs::is_directory(status)) {
+                unfit.emplace_back(path, fs::exists(status) ? "neither a file nor a directory"
+                                         : is_link          ? "a link that leads to nothing"
+                                                            : "cannot be looked at");
+            } else if (is_link) {
+                unfit.emplace_back(path,
+                                   "a link to a directory is not followed  hint: declare the directory as a "
+                                   "source");
+            } else {
+                walk(entry->path(), paths, unfit);
+            }
+        }
+        if (error) unfit.emplace_back(directory.string(), "listing the directory: " + error.message());
+    }
+
     void find_files(int64_t index) {
         const Source& source = sources[static_cast<size_t>(index)];
-        const auto refuse = [&](const std::string& shown, const std::string& reason) {
-            found_unfit.push_back({.where = shown,
+        const auto shown = [&](const std::string& path) {
+            if (path == source.root && is_directory(path)) return source.name;
+            const std::string relative = path == source.root ? fs::path(path).filename().string()
+                                                             : path.substr(source.root.size() + 1);
+            return source.name + "/" + escape_invalid_utf8(relative);
+        };
+        std::vector<std::string> paths;
+        std::vector<std::pair<std::string, std::string>> unfit;  // path, reason
+        if (is_directory(source.root)) {
+            walk(source.root, paths, unfit);
+        } else {
+            paths.push_back(source.root);
+        }
+        std::sort(paths.begin(), paths.end());
+        for (const std::string& path : paths) {
+            if (kind_of(path) == FileKind::other) {
+                unfit.emplace_back(path,
+                                   "not a kind of file that is read (.txt .md .html .jsonl .jsonl.zst)");
+                continue;
+            }
+            files.push_back({path, shown(path), index, file_bytes(path)});
+            bytes_total += files.back().bytes;
+        }
+        if (paths.empty() && unfit.empty()) unfit.emplace_back(source.root, "no files");
+        std::sort(unfit.begin(), unfit.end());
+        for (const auto& [path, reason] : unfit) {
+            found_unfit.push_back({.where = shown(path),
                                    .id = {},
                                    .source = source.name,
                                    .stage = "read",
                                    .reason = reason,
                                    .kept = {}});
-        };
-        std::vector<std::string> paths;
-        if (!is_directory(source.root)) {
-            paths.push_back(source.root);
-        } else {
-            std::error_code error;
-            fs::recursive_directory_iterator walk(source.root, fs::directory_options::skip_permission_denied,
-                                                  error);
-            for (; walk != fs::end(walk); walk.increment(error)) {
-                if (walk->path().filename().string().starts_with('.')) {
-                    if (walk->is_directory(error)) walk.disable_recursion_pending();
-                } else if (walk->is_regular_file(error)) {
-                    paths.push_back(walk->path().string());
-                }
-            }
-            if (error) refuse(source.name, "listing the directory: " + error.message());
         }
-        std::sort(paths.begin(), paths.end());
-        for (const std::string& path : paths) {
-            const std::string relative = path == source.root ? fs::path(path).filename().string()
-                                                             : path.substr(source.root.size() + 1);
-            const std::string shown = source.name + "/" + relative;
-            if (kind_of(path) == Kind::other) {
-                refuse(shown, "not a kind of file that is read (.txt .md .html .jsonl .jsonl.zst)");
-                continue;
-            }
-            files.push_back({path, shown, index, file_bytes(path)});
-            bytes_total += files.back().bytes;
-        }
-        if (paths.empty()) refuse(source.name, "no files");
     }
 
     void next_files(IngestBatch& batch) {
         const size_t first = next_file;
         for (int64_t bytes = 0; next_file < files.size() && bytes < kBatchBytes; ++next_file) {
-            if (kind_of(files[next_file].path) == Kind::jsonl) break;
+            if (kind_of(files[next_file].path) == FileKind::jsonl) break;
             bytes += files[next_file].bytes;
             bytes_finished += files[next_file].bytes;
         }
         std::vector<Harvest> harvests(next_file - first);
         parallel_for(static_cast<int64_t>(harvests.size()), [&](int64_t i) {
             const InputFile& file = files[first + static_cast<size_t>(i)];
-            harvest_file(file, sources[static_cast<size_t>(file.source)], max_document_bytes,
-                         harvests[static_cast<size_t>(i)]);
+            harvest_file(file, sources[static_cast<size_t>(file.source)], harvests[static_cast<size_t>(i)]);
         });
         move_into(batch, harvests);
     }
@@ -303,9 +331,8 @@ struct Ingest::State {
     }
 };
 
-Ingest::Ingest(std::vector<Source> sources, int64_t max_document_bytes) : state_(std::make_unique<State>()) {
+Ingest::Ingest(std::vector<Source> sources) : state_(std::make_unique<State>()) {
     state_->sources = std::move(sources);
-    state_->max_document_bytes = max_document_bytes;
     for (size_t i = 0; i < state_->sources.size(); ++i) state_->find_files(static_cast<int64_t>(i));
 }
 Ingest::~Ingest() = default;
@@ -315,7 +342,7 @@ bool Ingest::next(IngestBatch& batch) {
     batch = {};
     batch.rejects = std::exchange(state.found_unfit, {});
     if (state.next_file == state.files.size()) return !batch.rejects.empty();
-    if (kind_of(state.files[state.next_file].path) == Kind::jsonl) {
+    if (kind_of(state.files[state.next_file].path) == FileKind::jsonl) {
         state.next_lines(batch);
     } else {
         state.next_files(batch);

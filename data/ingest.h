@@ -1,10 +1,12 @@
 // From declared sources to documents. A source is a file or a directory with a declared licence, consent and
 // origin (sources.json). Files become documents by their kind:
-//   .txt .text .md .markdown  one document, cut when longer than max_document_bytes (data/plain_text.h)
-//   .html .htm .xhtml         the readable text (data/html.h), then as above
+//   .txt .text .md .markdown  one document
+//   .html .htm .xhtml         one document: the readable text (data/html.h)
 //   .jsonl .ndjson, .zst too  one document a line (data/document.h), never cut
-// Hidden files are passed over; what has another name, cannot be read or is binary is refused with its
-// reason. Documents come in one order, by source and then by path, for any number of threads.
+// Hidden files are passed over; everything else that is not taken is refused with its reason: another name, a
+// file or directory that cannot be read, a link to a directory (it could lead in circles) or to nothing,
+// binary, UTF-16, or so much malformed UTF-8 that it must be another encoding. Documents come in one order,
+// by source and then by path, for any number of threads.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -31,26 +33,28 @@ std::vector<Source> read_sources(const std::string& path);
 
 struct InputFile {
     std::string path;   // as opened
-    std::string shown;  // NAME/relative path: the same on every machine
+    std::string shown;  // NAME/relative path, in UTF-8 whatever the name is: the same on every machine
     int64_t source = 0;
     int64_t bytes = 0;
 };
 
 struct IngestedDocument {
     Document document;
-    std::string place;  // NAME/relative path, and :LINE or #PIECE
+    std::string place;  // NAME/relative path, and :LINE of a JSONL file
     int64_t source = 0;
+    bool may_be_cut = false;  // text and HTML
 };
 
 struct IngestBatch {
     std::vector<IngestedDocument> documents;
     std::vector<Reject> rejects;
     RepairCounts repairs;
+    int64_t html_dropped_bytes = 0;  // HtmlText
 };
 
 class Ingest {
 public:
-    Ingest(std::vector<Source> sources, int64_t max_document_bytes);
+    explicit Ingest(std::vector<Source> sources);
     ~Ingest();
     bool next(IngestBatch& batch);  // some more documents; false at the end
     const std::vector<InputFile>& files() const;

@@ -80,6 +80,26 @@ std::string repair_text(std::string_view bytes, RepairCounts& counts) {
     return out;
 }
 
+std::string escape_invalid_utf8(std::string_view bytes) {
+    std::string out;
+    for (size_t i = 0; i < bytes.size();) {
+        const bool ascii = static_cast<uint8_t>(bytes[i]) < 0x80;
+        const Sequence sequence = ascii ? Sequence{1, true} : sequence_at(bytes.substr(i, 4));
+        const std::string_view taken = bytes.substr(i, static_cast<size_t>(sequence.bytes));
+        i += taken.size();
+        if (sequence.valid) {
+            out += taken;
+            continue;
+        }
+        constexpr char kDigits[] = "0123456789ABCDEF";
+        for (const char c : taken) {
+            const auto byte = static_cast<uint8_t>(c);
+            out += {'%', kDigits[byte >> 4], kDigits[byte & 15]};
+        }
+    }
+    return out;
+}
+
 std::vector<std::string_view> split_text(std::string_view text, int64_t max_bytes) {
     CHECK(max_bytes >= 4, cat({"max_bytes=", max_bytes}));  // a character must fit
     const auto limit = static_cast<size_t>(max_bytes);
@@ -96,8 +116,10 @@ std::vector<std::string_view> split_text(std::string_view text, int64_t max_byte
             cut = heading + 2;
         }
         last_after("\n\n", limit / 2);
-        last_after("\n", 0);
-        last_after(" ", 0);
+        for (const size_t from : {limit / 2, size_t{0}}) {
+            last_after("\n", from);
+            last_after(" ", from);
+        }
         if (cut == 0) {
             cut = limit;
             while (cut > limit - 3 && is_continuation(text[cut])) --cut;

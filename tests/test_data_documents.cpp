@@ -133,6 +133,30 @@ TEST_F(Documents, BadLinesAreKeptAside) {
     }
 }
 
+TEST_F(Documents, ForeignLinesAreUnderstood) {
+    const std::string path = put("d.jsonl",
+                                 "\xef\xbb\xbf{\"text\": \"bom\"}\n"
+                                 "{\"text\": \"long\", \"hash\": 123456789012345678901234567890, "
+                                 "\"ids\": [-98765432109876543210, 1, 1e400, 9007199254740993]}\n"
+                                 "{\"text\": \"long\", \"s\": \"a \\\" 123456789012345678901\", "
+                                 "\"hash\": 123456789012345678901, \"t\": 0.5}\n"
+                                 "{\"text\": \"id\", \"id\": 123456789012345678901}\n"
+                                 "{\"url\": \"outer\", \"text\": \"twice\", \"metadata\": {\"url\": "
+                                 "\"inner\"}, \"n\": 1, \"n\": 2}\n"
+                                 "{\"text\": \"bad\", \"hash\": 12345678901234567890123x}\n");
+    DocumentReader reader(path);
+    const std::vector<Document> documents = read_all(reader);
+    ASSERT_EQ(reader.rejects().size(), 2u);
+    EXPECT_EQ(reader.rejects()[0].where, path + ":2") << "1e400 is no number of ours";
+    EXPECT_EQ(reader.rejects()[1].where, path + ":6");
+    ASSERT_EQ(documents.size(), 4u);
+    EXPECT_EQ(documents[0].text, "bom");
+    EXPECT_EQ(documents[1].metadata,
+              R"({"s":"a \" 123456789012345678901","hash":"123456789012345678901","t":0.5})");
+    EXPECT_EQ(documents[2].id, "123456789012345678901");
+    EXPECT_EQ(documents[3].metadata, R"({"url":"inner","n":1})");
+}
+
 TEST_F(Documents, DamagedZstGivesWhatCameBefore) {
     const std::string path = dir_ + "/d.jsonl.zst";
     {
@@ -240,6 +264,12 @@ TEST(PlainText, RepairsAndCounts) {
     }
 }
 
+TEST(PlainText, NamesOfFilesBecomeText) {
+    EXPECT_EQ(escape_invalid_utf8("plain \xc3\xa9.txt"), "plain \xc3\xa9.txt");
+    EXPECT_EQ(escape_invalid_utf8("caf\xe9.txt"), "caf%E9.txt");
+    EXPECT_EQ(escape_invalid_utf8("\xe2\x82 \xff"), "%E2%82 %FF");
+}
+
 TEST(PlainText, CutsWhereItIsNatural) {
     EXPECT_EQ(split_text("short", 8), (std::vector<std::string_view>{"short"}));
     EXPECT_EQ(split_text("", 8).size(), 1u);
@@ -247,7 +277,11 @@ TEST(PlainText, CutsWhereItIsNatural) {
               (std::vector<std::string_view>{"aaaa\n\nbbbb\n\n", "# C\ncc\n\ndd"}));
     EXPECT_EQ(split_text("aaaa bb\n\ncccc dddd eeee", 12),
               (std::vector<std::string_view>{"aaaa bb\n\n", "cccc dddd ", "eeee"}));
-    EXPECT_EQ(split_text("aa\nbb cc dd", 8), (std::vector<std::string_view>{"aa\n", "bb cc dd"}));
+    // A space in the second half is better than a newline in the first; without one the newline will do.
+    EXPECT_EQ(split_text("aa\nbb cc dd", 8), (std::vector<std::string_view>{"aa\nbb ", "cc dd"}));
+    EXPECT_EQ(split_text("aa\nbbccdd ee", 8), (std::vector<std::string_view>{"aa\n", "bbccdd ", "ee"}));
+    EXPECT_EQ(split_text("a aaaa\nb b", 8), (std::vector<std::string_view>{"a aaaa\n", "b b"}));
+    EXPECT_EQ(split_text("a aaaaaaa", 8), (std::vector<std::string_view>{"a ", "aaaaaaa"}));
     EXPECT_EQ(split_text("aaaaaaaaaa", 4), (std::vector<std::string_view>{"aaaa", "aaaa", "aa"}));
     // No character is cut, nothing is lost, no piece is too long.
     std::string text;
@@ -271,7 +305,16 @@ TEST(Html, ReadableText) {
         {"<title>T</title><h1>Head</h1>text<br>line<div>block</div>after",
          "Head\n\ntext\nline\nblock\nafter"},
         {"a<script>var x = '<p>no</p>';</script>b<style>p{}</style>c<noscript>no</noscript>", "abc"},
-        {"<nav>menu</nav><header>h</header><footer>f</footer><form>x<input></form><main>kept</main>", "kept"},
+        {"<nav>menu</nav><header>h</header><footer>f</footer><button>b</button><main>kept</main>", "kept"},
+        {"<form action='/'>all of<div>the page<input></div></form>",
+         "all of\nthe page"},  // as ASP.NET has it
+        {"<header>site</header><article><header><h1>Title</h1></header>text</article>", "Title\n\ntext"},
+        {"<main><header>Title</header>text<header>Part</header>more</main>", "Title\ntext\nPart\nmore"},
+        {"<body class='page related' hidden><p>text", "text"},
+        {"<main class=toc>text</main>", "text"},
+        {"<article class='post nosearch'>text<div class=related>no</div></article>", "text"},
+        {"a<svg viewBox='0 0 1 1'><title>t</title><path d='M0'/><style>p{}</style></svg>b", "ab"},
+        {"1 <<svg></svg>b>2", "1 <b>2"},
         {"<div class='x navheader y'>no</div><div role=navigation>no</div><p hidden>no</p><p "
          "class='navy'>yes</p>",
          "yes"},
@@ -294,6 +337,69 @@ TEST(Html, ReadableText) {
     HtmlText page;
     extract_html("<html><head><title> A \n title </title></head><body>x", page);
     EXPECT_EQ(page.title, "A title");
+}
+
+TEST(Html, DroppedTextIsCounted) {
+    const std::pair<const char*, int64_t> cases[] = {
+        {"<p>all kept", 0},
+        {"<nav><ul><li>one</li> <li>two</li></ul></nav><p>x", 6},
+        {"<script>var x;</script><style>p{}</style><title>T</title><svg><text>t</text></svg>x", 0},
+        {"<footer>1234<script>no</script></footer><div hidden>56</div><p class=toc>7</p>x", 7},
+    };
+    for (const auto& [html, bytes] : cases) {
+        HtmlText page;
+        EXPECT_EQ(extract_html(html, page), "") << html;
+        EXPECT_EQ(page.dropped_bytes, bytes) << html;
+        EXPECT_FALSE(page.text.empty()) << html;
+    }
+}
+
+std::string repeated(const std::string& text, int times) {
+    std::string all;
+    for (int i = 0; i < times; ++i) all += text;
+    return all;
+}
+
+TEST(Html, GoodPagesAreNotDeep) {
+    const std::pair<const char*, std::string> cases[] = {
+        {"void elements", repeated("<source src=a><track><embed><param><img><input>", 3000)},
+        {"a drawing", "<svg>" + repeated("<path d='M0'/><use href='#a'/><circle/>", 3000) + "</svg>"},
+        {"formulas", repeated("<math><mspace/><mi>x</mi><mprescripts/></math>", 3000)},
+        {"comparisons in a script", "<script>" + repeated("if (a<b && c<d) e<f;", 3000) + "</script>"},
+        {"tags in strings", "<script>" + repeated("s += '<div>';", 3000) + "</script>"},
+        {"a style and a text field",
+         "<style>" + repeated("<b>", 3000) + "</style><textarea>" + repeated("<i>", 3000) + "</textarea>"},
+        {"a comment", "<!-- " + repeated("<div>", 3000) + " -->"},
+        {"attributes", repeated("<i title='a <b> c <b>' x=\"<div>\">i</i>", 3000)},
+        {"anchors left open", repeated("<a name=x>", 3000)},
+        {"closed with what stands in it", repeated("<div><b><i>x</div>", 3000)},
+    };
+    for (const auto& [name, html] : cases) {
+        HtmlText page;
+        EXPECT_EQ(extract_html(html + "<p>after", page), "") << name;
+        EXPECT_TRUE(page.text.ends_with("after")) << name << ": " << page.text.substr(0, 100);
+    }
+}
+
+TEST(Html, HiddenNestingIsFound) {
+    const std::pair<const char*, std::string> cases[] = {
+        {"end tags that end nothing", repeated("<div></x>", 100'000)},
+        {"self-closing that is not", repeated("<div/>", 100'000)},
+        {"a quote in an unquoted value", "<i a=b'>" + repeated("<div>", 100'000) + "<i a=b'>"},
+        {"a quote as a name", "<i ='>" + repeated("<div>", 100'000) + "<i ='>"},
+        {"a comment that ends early", "<!-->" + repeated("<div>", 100'000) + "-->"},
+        {"a comment that ends badly", "<!-- --!>" + repeated("<div>", 100'000) + "-->"},
+        {"a style that is none", "<math><style>" + repeated("<div>", 100'000)},
+        {"a drawing without an end", "<svg><title>" + repeated("<div/>", 100'000)},
+        {"around a drawing", repeated("<<svg></svg>div><div>", 100'000)},
+    };
+    for (const auto& [name, html] : cases) {
+        HtmlText page;
+        EXPECT_NE(extract_html(html, page).find("nested"), std::string::npos) << name;
+    }
+    HtmlText page;  // not found by looking at the tags of the page alone
+    EXPECT_EQ(extract_html(repeated("<<svg></svg>div>", 100'000), page), "");
+    EXPECT_EQ(page.text.substr(0, 10), "<div><div>");
 }
 
 TEST(Html, DeepNestingIsRefused) {
