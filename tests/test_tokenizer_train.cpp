@@ -1,7 +1,9 @@
 // Training: the merges of HF's trainer, its way with ties, and the same tokenizer for any number of threads.
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
@@ -77,6 +79,88 @@ TEST(Training, StopsAtTheSizeTheFrequencyAndTheEndOfPairs) {
                      "the vocabulary is too small: expected at least 257 (256 bytes and the special "
                      "tokens), got 256  hint: --vocab-size 4096");
     }
+}
+
+std::string refusal_of(const std::function<void()>& body) {
+    try {
+        body();
+    } catch (const InputError& error) {
+        return error.what();
+    }
+    return "(no InputError)";
+}
+
+TEST(Training, SpecialsThatCouldNotBeReadBackAreRefused) {
+    const auto refused = [&](const std::vector<std::string>& specials) {
+        return refusal_of([&] {
+            Tokenizer(train_on({{"the", 9}, {" the", 9}}, {.vocab_size = 300, .specials = specials}));
+        });
+    };
+    EXPECT_EQ(refused({"<|endoftext|>", "<|the|>", "a b", "\xc3\xa9t\xc3\xa9"}), "(no InputError)");
+    const std::pair<std::vector<std::string>, const char*> cases[] = {
+        {{"the"}, "name of an ordinary one"},
+        {{"x", "a"}, "name of an ordinary one"},       // a byte
+        {{"\xc4\xa0the"}, "name of an ordinary one"},  // " the" in the byte alphabet
+        {{"<a>", "<b>", "<a>"}, "appears twice"},
+        {{""}, "has no text"},
+        {{"caf\xe9"}, "not UTF-8"},
+    };
+    for (const auto& [specials, part] : cases) {
+        const std::string message = refused(specials);
+        EXPECT_NE(message.find(part), std::string::npos) << part << " not in: " << message;
+        EXPECT_NE(message.find("hint:"), std::string::npos) << message;
+    }
+}
+
+TEST(Training, TiktokenSpecialsTakeTheIdsTheyAreGiven) {
+    std::string dir = (std::filesystem::temp_directory_path() / "ingot-tiktoken-XXXXXX").string();
+    ASSERT_NE(mkdtemp(dir.data()), nullptr);
+    // A file with a gap (ids 256 to 259) and the line ends of another system.
+    const Tokenizer trained(train_on({{"ab", 9}}, {.vocab_size = 257, .specials = {}, .ranked_by_id = true}));
+    trained.save(dir + "/t");
+    std::string lines = read_file(dir + "/t/tokenizer.tiktoken"), gap;
+    for (const char c : lines) gap += c == '\n' ? "\r\n" : std::string(1, c);
+    const size_t last = gap.rfind(" 256");
+    ASSERT_NE(last, std::string::npos);
+    gap.replace(last, 4, " 260");
+    const std::string path = dir + "/gap.tiktoken";
+    write_file_atomic(path, gap);
+    const auto load = [&](const std::vector<std::string>& specials) {
+        return Tokenizer::load(path, {.pattern = "gpt2", .specials = specials, .eot = {}});
+    };
+    const Tokenizer plain = load({"<|a|>", "<|b|>"});
+    EXPECT_EQ(plain.special_id("<|a|>"), 261);
+    EXPECT_EQ(plain.special_id("<|b|>"), 262);
+    const Tokenizer placed = load({"<|end|>=300", "<|gap|>=257", "<|next|>", "x=y", "<|n|>="});
+    EXPECT_EQ(placed.special_id("<|end|>"), 300);
+    EXPECT_EQ(placed.eot(), 300) << "the first one";
+    EXPECT_EQ(placed.special_id("<|gap|>"), 257);
+    EXPECT_EQ(placed.special_id("<|next|>"), 301);
+    EXPECT_EQ(placed.special_id("x=y"), 302) << "no number, no id";
+    EXPECT_EQ(placed.special_id("<|n|>="), 303);
+    EXPECT_EQ(placed.vocab_size(), 304);
+    EXPECT_EQ(placed.encode("ab<|gap|>", Specials::allowed), (std::vector<int32_t>{260, 257}));
+    placed.save(dir + "/placed");
+    EXPECT_EQ(Tokenizer::load(dir + "/placed").encode("ab<|end|>", Specials::allowed),
+              (std::vector<int32_t>{260, 300}));
+    const std::pair<std::vector<std::string>, std::vector<std::string>> bad[] = {
+        {{"<|a|>=260"}, {"is taken", "--special <|a|>=260", "hint:"}},
+        {{"<|a|>=256", "<|b|>=256"}, {"is taken", "<|b|>=256"}},
+        {{"<|a|>=99999999999999999999"}, {"out of range", "hint:"}},
+        {{"=257"}, {"has no text", "hint:"}},
+        {{"ab"}, {"name of an ordinary one", "260", "hint:"}},
+    };
+    for (const auto& [specials, parts] : bad) {
+        const std::string message = refusal_of([&] { load(specials); });
+        for (const std::string& part : parts)
+            EXPECT_NE(message.find(part), std::string::npos) << part << " not in: " << message;
+    }
+    write_file_atomic(path, "IQ== 0\nIg== zero\n");
+    EXPECT_EQ(refusal_of([&] { load({}); }),
+              "not a .tiktoken file: " + path +
+                  ", line 2: expected a rank of 0 to 16777216, got Ig== zero  hint: "
+                  "get the file again, or give a tokenizer.json");
+    std::filesystem::remove_all(dir);
 }
 
 TEST(Training, CountsBeyondThirtyTwoBits) {

@@ -2,6 +2,34 @@
 #include "tokenizer/added_tokens.h"
 
 #include <algorithm>
+#include <set>
+
+#include "core/error.h"
+#include "tokenizer/unicode.h"
+
+void check_added_names(const std::vector<std::string>& names) {
+    std::set<std::string_view> seen;
+    for (const std::string& name : names) {
+        if (name.empty()) {
+            fail_input({.what = "an added token has no text",
+                        .hint = "give it a name that texts do not hold, as --special '<|name|>'"});
+        }
+        for (size_t at = 0; at < name.size();) {
+            const Symbol symbol = decode_symbol(name, at);
+            if (symbol.code >= kInvalidByte) {
+                fail_input({.what = "the name of an added token is not UTF-8",
+                            .where = cat({"byte ", at}),
+                            .actual = name,
+                            .hint = "write it in UTF-8"});
+            }
+            at += symbol.bytes;
+        }
+        if (!seen.insert(name).second) {
+            fail_input(
+                {.what = "an added token appears twice", .actual = name, .hint = "name each one once"});
+        }
+    }
+}
 
 void AddedTokenFinder::add(const AddedToken& token) {
     std::vector<AddedToken>& group = by_first_byte_[static_cast<uint8_t>(token.content.front())];

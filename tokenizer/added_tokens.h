@@ -7,6 +7,9 @@
 
 #include "tokenizer/tokenizer.h"
 
+// InputError for names that no tokenizer.json can hold: empty, not UTF-8, or one of them twice.
+void check_added_names(const std::vector<std::string>& names);
+
 class AddedTokenFinder {
 public:
     void add(const AddedToken& token);

@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "core/error.h"
+#include "tokenizer/added_tokens.h"
 #include "tokenizer/formats.h"
 
 namespace {
@@ -49,7 +50,36 @@ bool from_base64(std::string_view text, std::string& bytes) {
     fail_input({.what = "not a .tiktoken file",
                 .where = cat({path, ", line ", line}),
                 .expected = expected,
-                .actual = actual});
+                .actual = actual,
+                .hint = "get the file again, or give a tokenizer.json"});
+}
+
+// NAME or NAME=ID into the model.
+void add_special(TokenizerModel& model, const std::string& special) {
+    std::string name = special;
+    int64_t id = static_cast<int64_t>(model.tokens.size());
+    const size_t equals = special.rfind('=');
+    if (equals != std::string::npos && equals + 1 < special.size() &&
+        special.find_first_not_of("0123456789", equals + 1) == std::string::npos) {
+        name = special.substr(0, equals);
+        const char* end = special.data() + special.size();
+        if (std::from_chars(special.data() + equals + 1, end, id).ec != std::errc{} || id > kLargestId)
+            fail_input({.what = "the id of a special token is out of range",
+                        .where = "--special " + special,
+                        .expected = cat({"0 to ", kLargestId}),
+                        .hint = "give it the id that the model was trained with"});
+    }
+    if (static_cast<size_t>(id) >= model.tokens.size()) model.tokens.resize(static_cast<size_t>(id) + 1);
+    std::string& token = model.tokens[static_cast<size_t>(id)];
+    if (!token.empty())
+        fail_input({.what = "the id of a special token is taken",
+                    .where = "--special " + special,
+                    .expected = "an id without a token",
+                    .actual = cat({id, ", which has one"}),
+                    .hint = cat({"leave the id out, or give one from ", model.tokens.size(), " on"})});
+    if (name.empty()) check_added_names({name});
+    token = name;
+    model.added.push_back({.content = name, .id = static_cast<int32_t>(id)});
 }
 
 }  // namespace
@@ -65,8 +95,9 @@ TokenizerModel read_tiktoken(const std::string& path, std::string_view text, con
     int64_t line_number = 0;
     for (size_t begin = 0; begin < text.size();) {
         const size_t end = std::min(text.find('\n', begin), text.size());
-        const std::string_view line = text.substr(begin, end - begin);
+        std::string_view line = text.substr(begin, end - begin);
         begin = end + 1;
+        if (line.ends_with('\r')) line.remove_suffix(1);
         ++line_number;
         if (line.empty()) continue;
         const size_t space = line.find(' ');
@@ -86,11 +117,10 @@ TokenizerModel read_tiktoken(const std::string& path, std::string_view text, con
     }
     if (model.tokens.empty()) fail_line(path, 1, "tokens", "an empty file");
 
-    for (const std::string& special : options.specials) {
-        model.added.push_back({.content = special, .id = static_cast<int32_t>(model.tokens.size())});
-        model.tokens.push_back(special);
-    }
+    for (const std::string& special : options.specials) add_special(model, special);
     if (!model.added.empty()) model.eot = model.added.front().id;
+    std::sort(model.added.begin(), model.added.end(),
+              [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
     return model;
 }
 

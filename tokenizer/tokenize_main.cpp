@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <iostream>
 #include <iterator>
@@ -15,7 +16,9 @@
 #include "core/threads.h"
 #include "data/compressed.h"
 #include "data/document.h"
+#include "data/file_kind.h"
 #include "data/shards.h"
+#include "tokenizer/added_tokens.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/train.h"
 #include "tokenizer/unicode.h"
@@ -28,16 +31,12 @@ struct Settings {
     std::string input, tokenizer, pattern, text, out, eot, prefix = "train", rule = "hf-merges";
     std::vector<std::string> specials, ids;
     int64_t vocab_size = 4096, min_frequency = 2, shard_tokens = 100'000'000, threads = 0;
-    bool allow_special = false;
+    bool allow_special = false, text_given = false;
     bool quiet = false;
 };
 
-bool holds_documents(const std::string& path) {
-    return path.ends_with(".jsonl") || path.ends_with(".jsonl.zst");
-}
-
-// Calls batch(texts) over all documents of the inputs, in order: each line of .jsonl[.zst], each other file
-// whole.
+// Calls batch(texts) over all documents of the inputs, in order: each line of a JSONL file
+// (data/file_kind.h), each other file whole.
 void for_each_batch(const std::string& label, const std::string& patterns,
                     const std::function<void(const std::vector<std::string>&)>& on_batch) {
     const std::vector<std::string> paths = expand_globs(patterns, "input");
@@ -55,7 +54,7 @@ void for_each_batch(const std::string& label, const std::string& patterns,
         progress.update(at);
     };
     for (const std::string& path : paths) {
-        if (holds_documents(path)) {
+        if (kind_of(path) == FileKind::jsonl) {
             DocumentReader reader(path);
             Document document;
             while (reader.next(document)) add(std::move(document.text), done + reader.bytes_consumed());
@@ -75,8 +74,8 @@ Tokenizer load_tokenizer(const Settings& settings) {
                            {.pattern = settings.pattern, .specials = settings.specials, .eot = settings.eot});
 }
 
-std::string argument_or_stdin(const std::string& text) {
-    if (!text.empty()) return text;
+std::string argument_or_stdin(const std::string& text, bool given) {
+    if (given) return text;
     return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
 }
 
@@ -116,6 +115,7 @@ int train(const Settings& settings) {
     if (path_exists(settings.out))
         fail_input(
             {.what = "the output exists already", .where = settings.out, .hint = "choose another --out"});
+    check_added_names(settings.specials);  // before the work, not after it
     const double begin = seconds_now();
     PieceCounts counts(options.pattern);
     int64_t text_bytes = 0;
@@ -164,15 +164,31 @@ private:
 };
 
 // OUT/tokenizer, so that the shards and what reads them stay together. An earlier prefix may have put it
-// there.
-void keep_tokenizer(const Tokenizer& tokenizer, const std::string& directory) {
-    const std::string copy = directory + "/tokenizer";
-    if (!path_exists(copy)) return tokenizer.save(copy);
-    if (Tokenizer::load(copy).hash() != tokenizer.hash())
-        fail_input({.what = "the directory holds shards of another tokenizer",
-                    .where = copy,
-                    .hint = "choose another --out"});
-}
+// there; else it comes with the shards, and goes again when they do not come.
+class TokenizerCopy {
+public:
+    TokenizerCopy(const Tokenizer& tokenizer, const std::string& directory)
+        : tokenizer_(tokenizer), path_(directory + "/tokenizer"), was_there_(path_exists(path_)) {
+        if (was_there_ && Tokenizer::load(path_).hash() != tokenizer.hash())
+            fail_input({.what = "the directory holds shards of another tokenizer",
+                        .where = path_,
+                        .hint = "choose another --out"});
+    }
+    ~TokenizerCopy() {
+        std::error_code ignored;
+        if (!was_there_ && !kept_) std::filesystem::remove_all(path_, ignored);
+    }
+    TokenizerCopy(const TokenizerCopy&) = delete;
+    void save() const {
+        if (!was_there_) tokenizer_.save(path_);
+    }
+    void keep() { kept_ = true; }
+
+private:
+    const Tokenizer& tokenizer_;
+    std::string path_;
+    bool was_there_, kept_ = false;
+};
 
 std::string source_manifest_hash(const std::string& patterns) {
     const std::string first = expand_globs(patterns, "input").front();
@@ -186,7 +202,9 @@ int encode(const Settings& settings) {
     const Tokenizer tokenizer = load_tokenizer(settings);
     const Specials specials = settings.allow_special ? Specials::allowed : Specials::as_text;
     if (settings.input.empty()) {
-        std::fputs(ids_line(tokenizer.encode(argument_or_stdin(settings.text), specials)).c_str(), stdout);
+        std::fputs(ids_line(tokenizer.encode(argument_or_stdin(settings.text, settings.text_given), specials))
+                       .c_str(),
+                   stdout);
         return 0;
     }
     BatchEncoder encoder(tokenizer, specials);
@@ -204,15 +222,17 @@ int encode(const Settings& settings) {
     const double begin = seconds_now();
     ShardWriter writer(settings.out, settings.prefix, tokenizer.vocab_size(), tokenizer.eot(),
                        settings.shard_tokens);
-    keep_tokenizer(tokenizer, settings.out);
+    TokenizerCopy copy(tokenizer, settings.out);
     for_each_batch("encoding", settings.input, [&](const std::vector<std::string>& batch) {
         const auto& ids = encoder.encode(batch);
         for (size_t d = 0; d < batch.size(); ++d)
             writer.add_document(ids[d], static_cast<int64_t>(batch[d].size()));
     });
+    copy.save();
     const ShardTotals totals = writer.finish({.tokenizer_hash = tokenizer.hash(),
                                               .tokenizer_path = "tokenizer",
                                               .source_manifest_hash = source_manifest_hash(settings.input)});
+    copy.keep();
     const double seconds = seconds_now() - begin;
     const double bytes = static_cast<double>(totals.text_bytes);
     std::printf("%s: %lld tokens of %lld documents in %lld shards, %.2f bytes a token, %.1f MB/s\n",
@@ -226,7 +246,7 @@ int decode(const Settings& settings) {
     const Tokenizer tokenizer = load_tokenizer(settings);
     std::string words;
     for (const std::string& id : settings.ids) words += id + ' ';
-    words = argument_or_stdin(words);
+    words = argument_or_stdin(words, !words.empty());
     std::vector<int32_t> ids;
     for (size_t at = words.find_first_not_of(" ,\t\r\n"); at != std::string::npos;) {
         const size_t end = std::min(words.find_first_of(" ,\t\r\n", at), words.size());
@@ -267,7 +287,7 @@ std::string visible(std::string_view bytes) {
 int inspect(const Settings& settings) {
     const Tokenizer tokenizer = load_tokenizer(settings);
     const Specials specials = settings.allow_special ? Specials::allowed : Specials::as_text;
-    const std::string text = argument_or_stdin(settings.text);
+    const std::string text = argument_or_stdin(settings.text, settings.text_given);
     const bool colours = isatty(STDOUT_FILENO) != 0;
     constexpr const char* kColours[] = {"\x1b[30;46m", "\x1b[30;43m", "\x1b[30;42m", "\x1b[30;45m"};
     int64_t num_tokens = 0, num_pieces = 0;
@@ -293,7 +313,7 @@ void add_tokenizer_flags(Flags& flags, Settings& settings) {
     flags.add("tokenizer", settings.tokenizer, "HF directory, tokenizer.json or .tiktoken file", true);
     flags.add("pattern", settings.pattern, "split pattern of a .tiktoken file: gpt2, llama3 or qwen2");
     flags.add_list("special", settings.specials,
-                   "special token of a .tiktoken file; the first one is end of text");
+                   "special token of a .tiktoken file, NAME or NAME=ID; the first one is end of text");
     flags.add("allow-special", settings.allow_special,
               "names of special tokens in the text become their ids");
 }
@@ -350,6 +370,7 @@ int body(int argc, char** argv) {
 
     flags.parse(argc, argv);
     const std::string command = flags.command();
+    settings.text_given = encode_flags.given("text") || inspect_flags.given("text");
     const Settings& chosen = command == "train" ? train_settings : settings;
     set_num_threads(chosen.threads > 0 ? static_cast<int>(chosen.threads) : hardware_threads());
     set_progress_enabled(!chosen.quiet);

@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 #include <unordered_map>
 
 #include "core/error.h"
 #include "core/io.h"
 #include "tokenizer/added_tokens.h"
 #include "tokenizer/bpe.h"
+#include "tokenizer/byte_alphabet.h"
 #include "tokenizer/formats.h"
 #include "tokenizer/unicode.h"
 
@@ -75,15 +77,26 @@ std::vector<TokenizerModel::Merge> merges_of_ranks(const TokenizerModel& model, 
 }
 
 void check_added_tokens(const TokenizerModel& model) {
-    std::vector<std::string_view> names;
+    std::vector<std::string> names;
     for (const AddedToken& token : model.added) {
         CHECK(token.id >= 0 && static_cast<size_t>(token.id) < model.tokens.size(), cat({"id ", token.id}));
         CHECK(model.tokens[static_cast<size_t>(token.id)] == token.content, token.content);
-        if (token.content.empty())
-            fail_input({.what = "an added token has no text", .where = cat({"id ", token.id})});
-        if (std::find(names.begin(), names.end(), token.content) != names.end())
-            fail_input({.what = "an added token appears twice", .actual = token.content});
         names.push_back(token.content);
+    }
+    check_added_names(names);
+}
+
+// The files hold tokens in the byte alphabet and added tokens as they are: there a name must not mean both.
+void check_names_are_free(const TokenizerModel& model, const TokenIds& vocabulary) {
+    for (const AddedToken& token : model.added) {
+        if (token.in_vocabulary) continue;
+        const std::optional<std::string> bytes = from_byte_alphabet(token.content);
+        const auto found = bytes ? vocabulary.find(*bytes) : vocabulary.end();
+        if (found == vocabulary.end()) continue;
+        fail_input({.what = "an added token has the name of an ordinary one",
+                    .expected = "a name that is no token",
+                    .actual = cat({token.content, ", which is token ", found->second}),
+                    .hint = cat({"--special '<|", token.content, "|>'"})});
     }
 }
 
@@ -100,6 +113,7 @@ struct Tokenizer::State {
         check_added_tokens(model);
         vocabulary = vocabulary_of(model);
         table.byte_ids = byte_ids_of(vocabulary);
+        check_names_are_free(model, vocabulary);
         if (model.ranked_by_id) model.merges = merges_of_ranks(model, vocabulary);
         const int64_t size = static_cast<int64_t>(model.tokens.size());
         for (size_t rank = 0; rank < model.merges.size(); ++rank) {
@@ -225,6 +239,8 @@ void Tokenizer::write_into(const std::string& directory) const {
 void Tokenizer::save(const std::string& directory) const {
     AtomicDirectory target(directory);
     write_into(target.temporary());
+    const Tokenizer again = load(target.temporary());
+    CHECK(again.hash() == hash(), cat({directory, " would not read back as it is"}));
     target.commit();
 }
 
@@ -260,7 +276,7 @@ Tokenizer Tokenizer::load(const std::string& path, const LoadOptions& options) {
     try {
         return Tokenizer(std::move(model));
     } catch (const InputError& error) {  // the model's own faults, named after their file
-        fail_input({.what = error.what(), .where = path});
+        fail_input({.what = cat({path, ": ", error.what()})});
     }
 }
 

@@ -42,8 +42,8 @@ struct TokenizerModel {
 };
 
 struct LoadOptions {
-    // A .tiktoken does not say these. Specials take the ids after the last rank; the first one is end of
-    // text.
+    // A .tiktoken does not say these. A special is NAME, which takes the next id after the last one, or
+    // NAME=ID, an id without a token; the first one is end of text.
     std::string pattern;  // gpt2, llama3, qwen2
     std::vector<std::string> specials;
     std::string eot;  // name of the end-of-text token; needed where the files do not say
@@ -77,7 +77,8 @@ public:
 
     std::string tokenizer_json() const;  // canonical text: equal tokenizers, equal bytes
     std::string hash() const;            // sha256 of tokenizer_json()
-    // A new directory with tokenizer.json, tokenizer_config.json and tokenizer.tiktoken, whole or not at all.
+    // A new directory with tokenizer.json, tokenizer_config.json and tokenizer.tiktoken, whole or not at all,
+    // and read back before it appears.
     void save(const std::string& directory) const;
     // The same three files into a directory that exists (a checkpoint being written).
     void write_into(const std::string& directory) const;

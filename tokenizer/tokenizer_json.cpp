@@ -15,15 +15,19 @@ using Json = nlohmann::json;
 constexpr int64_t kLargestId =
     1 << 24;  // no vocabulary is near this; a wild id must not allocate the machine
 
+constexpr const char* kMendIds =
+    "give each token of model.vocab and added_tokens an id of its own, or save the tokenizer again";
+
 // A value with the way to it, for messages: `tokenizer.json: model.merges[7]`.
 class Node {
 public:
     Node(const Json* value, std::string where) : value_(value), where_(std::move(where)) {}
 
-    [[noreturn]] void refuse(const std::string& what, const std::string& expected) const {
+    [[noreturn]] void refuse(const std::string& what, const std::string& expected,
+                             const std::string& hint = {}) const {
         std::string shown = value_ ? value_->dump(-1, ' ', false, Json::error_handler_t::replace) : "nothing";
         if (shown.size() > 80) shown = shown.substr(0, 80) + "...";
-        fail_input({.what = what, .where = where_, .expected = expected, .actual = shown});
+        fail_input({.what = what, .where = where_, .expected = expected, .actual = shown, .hint = hint});
     }
     bool absent() const { return value_ == nullptr || value_->is_null(); }
     Node operator[](const char* key) const {
@@ -137,7 +141,7 @@ void set_token(TokenizerModel& model, int32_t id, const std::string& bytes, cons
     if (static_cast<size_t>(id) >= model.tokens.size()) model.tokens.resize(static_cast<size_t>(id) + 1);
     std::string& token = model.tokens[static_cast<size_t>(id)];
     if (!token.empty() && token != bytes)
-        node.refuse("two tokens with one id", cat({"one token with id ", id}));
+        node.refuse("two tokens with one id", cat({"one token with id ", id}), kMendIds);
     token = bytes;
 }
 
@@ -160,7 +164,7 @@ void read_added_tokens(const Node& list, const Json& vocabulary, TokenizerModel&
         token.in_vocabulary = known != vocabulary.end();
         if (token.in_vocabulary && *known != token.id)
             node["id"].refuse(cat({"added token ", token.content, " has another id in the vocabulary"}),
-                              known->dump());
+                              known->dump(), kMendIds);
         set_token(model, token.id, token.content, node);
         model.added.push_back(token);
     }
