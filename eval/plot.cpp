@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <limits>
 
@@ -20,8 +21,12 @@ struct Range {
     }
     void widen() {
         if (low > high) low = 0, high = 1;
-        if (low == high)
-            low -= std::max(1e-12, std::abs(low) * 0.5), high += std::max(1e-12, std::abs(high) * 0.5);
+        // Nearly equal is equal: its ticks would have one and the same label, or fall between two doubles.
+        const double size = std::max(std::abs(low), std::abs(high));
+        if (high - low <= 1e-9 * size || high - low < 1e-300) {
+            const double margin = std::max(1e-12, size * 0.5);
+            low -= margin, high += margin;
+        }
     }
 };
 
@@ -32,6 +37,14 @@ double round_step(double span, int count) {
         if (raw <= factor * power) return factor * power;
     }
     return 10 * power;
+}
+
+// The multiples of `step` in the range, counted in integers: a sum of doubles may stand still.
+template <class OnTick>
+void for_each_tick(const Range& range, double step, OnTick on_tick) {
+    for (auto i = static_cast<int64_t>(std::ceil(range.low / step));
+         static_cast<double>(i) * step <= range.high; ++i)
+        on_tick(static_cast<double>(i) * step);
 }
 
 std::string number(double v) {
@@ -95,17 +108,16 @@ std::string svg_plot(const std::string& title, const std::string& x_label,
                       number(kLeft) + "\" y=\"18\">" + html_escape(title) + "</text>\n";
     const double y_step = round_step(y_range.high - y_range.low, 5),
                  x_step = round_step(x_range.high - x_range.low, 6);
-    for (double y = std::ceil(y_range.low / y_step) * y_step; y <= y_range.high; y += y_step) {
-        const double shown = std::abs(y) < 1e-9 * y_step ? 0 : y;
+    for_each_tick(y_range, y_step, [&](double y) {
         svg += "<line class=\"grid\" x1=\"" + number(kLeft) + "\" x2=\"" + number(kWidth - kRight) +
                "\" y1=\"" + number(py(y)) + "\" y2=\"" + number(py(y)) +
                "\"/><text class=\"tick\" text-anchor=\"end\" x=\"" + number(kLeft - 6) + "\" y=\"" +
-               number(py(y) + 4) + "\">" + short_number(shown) + "</text>\n";
-    }
-    for (double x = std::ceil(x_range.low / x_step) * x_step; x <= x_range.high; x += x_step) {
+               number(py(y) + 4) + "\">" + short_number(y) + "</text>\n";
+    });
+    for_each_tick(x_range, x_step, [&](double x) {
         svg += "<text class=\"tick\" text-anchor=\"middle\" x=\"" + number(px(x)) + "\" y=\"" +
                number(kHeight - kBottom + 16) + "\">" + short_number(x) + "</text>\n";
-    }
+    });
     svg += "<text class=\"tick\" text-anchor=\"middle\" x=\"" + number((kLeft + kWidth - kRight) / 2) +
            "\" y=\"" + number(kHeight - 6) + "\">" + html_escape(x_label) + "</text>\n";
 

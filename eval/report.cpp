@@ -5,13 +5,16 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/error.h"
 #include "core/io.h"
 #include "core/log.h"
+#include "core/threads.h"
 #include "eval/plot.h"
 
 namespace {
@@ -88,17 +91,57 @@ std::string decimals(double value, int digits) {
     return text;
 }
 
-void list_files(const std::string& root, const std::string& directory, std::string& rows) {
-    for (const std::string& name : list_directory(directory.empty() ? root : root + "/" + directory)) {
-        const std::string relative = directory.empty() ? name : directory + "/" + name;
-        const std::string path = root + "/" + relative;
-        if (is_directory(path)) {
-            list_files(root, relative, rows);
-        } else if (name != "report.html") {
-            rows += "<tr><td><code>" + html_escape(relative) + "</code></td><td class=\"num\">" +
-                    human_bytes(static_cast<double>(file_bytes(path))) + "</td></tr>\n";
+struct ListedFile {
+    std::string name, sha256, size;
+};
+
+// Files under `directory` (relative to root, "": root itself). Links to directories are named, not followed:
+// they may lead in circles. A checkpoint has written its files' hashes down (trainer/hashes.json), which
+// spares reading gigabytes again.
+void list_files(const std::string& root, const std::string& directory,
+                std::map<std::string, std::string>& known, std::vector<ListedFile>& files) {
+    const std::string prefix = directory.empty() ? "" : directory + "/";
+    const std::string hashes = root + "/" + prefix + "trainer/hashes.json";
+    if (path_exists(hashes)) {
+        Json records = Json::parse(read_file(hashes), nullptr, false);
+        if (!records.is_object()) records = Json::object();
+        for (const auto& [name, record] : records.items()) {
+            if (!record.is_object() || !record.contains("sha256") || !record["sha256"].is_string()) continue;
+            known[prefix + name] = record["sha256"];
         }
     }
+    for (const std::string& name : list_directory(root + "/" + directory)) {
+        const std::string relative = prefix + name, path = root + "/" + relative;
+        std::error_code error;
+        const bool is_link = std::filesystem::is_symlink(path, error);
+        const bool is_file = std::filesystem::is_regular_file(path, error);
+        if (is_directory(path) && !is_link) {
+            list_files(root, relative, known, files);
+        } else if (is_link && !is_file) {
+            files.push_back({relative, "", "link to " + std::filesystem::read_symlink(path, error).string()});
+        } else if (is_file && name != "report.html") {
+            const auto found = known.find(relative);
+            files.push_back({relative, found == known.end() ? "" : found->second,
+                             human_bytes(static_cast<double>(file_bytes(path)))});
+        }
+    }
+}
+
+std::string files_table(const std::string& root) {
+    std::map<std::string, std::string> known;
+    std::vector<ListedFile> files;
+    list_files(root, "", known, files);
+    parallel_for(static_cast<int64_t>(files.size()), [&](int64_t i) {
+        ListedFile& file = files[static_cast<size_t>(i)];
+        if (file.sha256.empty() && !file.size.starts_with("link"))
+            file.sha256 = sha256_file(root + "/" + file.name);
+    });
+    std::string rows = "<tr><td>file</td><td>sha256</td><td class=\"num\">size</td></tr>\n";
+    for (const ListedFile& file : files) {
+        rows += "<tr><td><code>" + html_escape(file.name) + "</code></td><td><code>" + file.sha256 +
+                "</code></td><td class=\"num\">" + html_escape(file.size) + "</td></tr>\n";
+    }
+    return "<table>" + rows + "</table>\n";
 }
 
 constexpr const char* kStyle = R"(
@@ -174,8 +217,6 @@ void write_run_report(const std::string& run_directory, const std::vector<Report
         html += "<h2>Configuration</h2>\n<pre>" + html_escape(read_file(run_directory + "/config.toml")) +
                 "</pre>\n";
     }
-    std::string files;
-    list_files(run_directory, "", files);
-    html += "<h2>Files</h2>\n<table>" + files + "</table>\n</body></html>\n";
+    html += "<h2>Files</h2>\n" + files_table(run_directory) + "</body></html>\n";
     write_file_atomic(run_directory + "/report.html", html);
 }

@@ -1,6 +1,7 @@
 // OUT/report.html: one self-contained file (no network, no script libraries) from a run's own files: loss
 // curves, learning rate, tokens/s, held-out bits per byte beside a compressor's when known, samples, the
-// configuration, where every file is with its hash. Readable on a phone and in print; plots are inline SVG.
+// configuration, where every file is with its SHA-256 (of a checkpoint's files, as it recorded them).
+// Readable on a phone and in print; plots are inline SVG.
 #pragma once
 #include <string>
 #include <vector>

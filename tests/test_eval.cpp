@@ -181,6 +181,18 @@ TEST(Plot, StandsOnItsOwn) {
         EXPECT_EQ(one.find("inf"), std::string::npos) << series.name;
         EXPECT_LT(one.size(), 40'000u) << series.name;
     }
+    // Values that are next to each other as doubles, or nearly: ticks must still come to an end.
+    for (const double base : {1.0, 2.302585, 1e9, -3.5, 1e-20, 0.0}) {
+        for (const double gap : {1e-16, 1e-15, 1e-12, 1e-9, 1e-7}) {
+            const std::string close =
+                svg_plot("close", "x", {{"s", {1, 2}, {base, base + base * gap}, false}});
+            EXPECT_LE(count(close, "class=\"tick\""), 24u) << base << " " << gap;
+            EXPECT_EQ(close.find("nan"), std::string::npos);
+        }
+        const std::string next =
+            svg_plot("next", "x", {{"s", {1, 2}, {base, std::nextafter(base, 1e300)}, false}});
+        EXPECT_NE(next.find("</svg>"), std::string::npos) << base;
+    }
     EXPECT_EQ(short_number(0.002), "0.002");
     EXPECT_EQ(short_number(12500), "12.5k");
     EXPECT_EQ(short_number(3.2e6), "3.2M");
@@ -207,6 +219,12 @@ TEST_F(Eval, ReportStandsOnItsOwn) {
                       "{\"kind\":\"sample\",\"step\":3,\"text\":7}\n"
                       "{\"kind\":\"later\"}\n"
                       "{\"kind\":\"end\",\"step\":3,\"peak_rss_bytes\":1048576,\"plan_bytes\":2097152}\n");
+    make_directories(run + "/step_00000003/trainer");
+    write_file_atomic(run + "/step_00000003/model.safetensors", "weights");
+    write_file_atomic(run + "/step_00000003/trainer/hashes.json",
+                      R"({"model.safetensors": {"bytes": 7, "sha256": "as-it-was-written"}, "odd": 3})");
+    std::filesystem::create_directory_symlink(run, run + "/circle");
+    std::filesystem::create_symlink("nowhere", run + "/dangling");
     write_run_report(
         run, {{"our own bits per byte", "2.7"}, {"xz bits per byte", "3.1", true}, {"corpus", "a & b"}});
     const std::string html = read_file(run + "/report.html");
@@ -217,6 +235,14 @@ TEST_F(Eval, ReportStandsOnItsOwn) {
     for (const char* value : {"2.7500", "5.125000", "5.250000", "a &amp; b", "xz bits per byte 3.1",
                               "init = &quot;demo&quot;", "2.0 MiB / 1.0 MiB", "log.jsonl"})
         EXPECT_NE(html.find(value), std::string::npos) << value;
+    EXPECT_NE(html.find("log.jsonl</code></td><td><code>" + sha256_file(run + "/log.jsonl")),
+              std::string::npos);
+    EXPECT_NE(html.find("step_00000003/model.safetensors</code></td><td><code>as-it-was-written"),
+              std::string::npos);
+    EXPECT_NE(html.find("circle</code></td><td><code></code></td><td class=\"num\">link to " + run),
+              std::string::npos);
+    EXPECT_EQ(html.find("circle/"), std::string::npos);
+    EXPECT_NE(html.find("link to nowhere"), std::string::npos);
     EXPECT_NE(html.find("<td>steps skipped (non-finite or outlier)</td><td class=\"num\">1</td>"),
               std::string::npos)
         << "a repeated step is one step";
