@@ -277,7 +277,8 @@ TEST_F(Curate, BadRunsLeaveNothing) {
     expect_refusal([&] { curate(options("out")); },
                    {"no document was taken, 1 were refused", "NOASSERTION", "hint:"});
     put("sources.json", R"([{"name": "a", "path": "a", "license": "see <LICENSE>"}])");
-    expect_refusal([&] { curate(options("out")); }, {"not an SPDX expression", "\"see\" gives no permission"});
+    expect_refusal([&] { curate(options("out")); },
+                   {"not an SPDX expression", "\"see\" gives no permission"});
     EXPECT_EQ(list_directory(dir_), (std::vector<std::string>{"a", "sources.json"})) << "half-made outputs";
 
     put("sources.json", R"([{"name": "a", "path": "a", "license": "MIT"}])");
