@@ -33,7 +33,7 @@ using Json = nlohmann::json;
 std::string long_text(int seed, int words = 40) {
     std::string text;
     for (int i = 0; i < words; ++i)
-        text += cat({"word", (seed * 7919 + i * i) % 99991, i % 10 == 9 ? "\n" : " "});
+        text += cat({"word", (int64_t{7919} * seed + int64_t{i} * i) % 99991, i % 10 == 9 ? "\n" : " "});
     return text;
 }
 
