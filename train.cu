@@ -95,8 +95,7 @@ const std::vector<std::string> kFreeOptions = {
     "quiet",      "out",          "val-data",         "config"};
 
 double rounded(double value, int digits) {
-    const double scale = std::pow(10.0, digits);
-    return std::round(value * scale) / scale;
+    return std::round(value * std::pow(10.0, digits)) / std::pow(10.0, digits);
 }
 
 // So many refused steps in a row and the run is dead: the weights stand still and nothing will change that.
@@ -138,7 +137,7 @@ int body(int argc, char** argv) {
                     .hint = cat({"--warmup ", o.steps / 10})});
     }
     const ModelSource source = find_model(o.init);
-    const ModelConfig& config = source.config;
+    ModelConfig config = source.config;
     const int64_t micro_tokens = o.micro_batch * o.seq_len;
     const bool one_micro_batch = o.batch_tokens == 0;
     if (one_micro_batch) o.batch_tokens = micro_tokens;
@@ -164,6 +163,9 @@ int body(int argc, char** argv) {
     loading.samples_per_step = 0;
     std::optional<Loader> val_data;
     if (!o.val_data.empty()) val_data.emplace(o.val_data, "--val-data", loading);
+    if (val_data) train_data.shards().require_disjoint(val_data->shards(), "--val-data");
+    // A preset knows no tokenizer: generation ends where these documents do.
+    if (source.directory.empty() && train_data.eot() >= 0) config.set_end_of_text(train_data.eot());
     note_documents(train_data, "--train-data", o.eot, o.mask_documents);
     if (val_data) note_documents(*val_data, "--val-data", o.eot, o.mask_documents);
     const std::string tokenizer_directory = tokenizer_of(train_data.shards(), source.directory);
@@ -179,6 +181,7 @@ int body(int argc, char** argv) {
     int64_t sample_tokens = 0;
     if (!tokenizer_directory.empty()) {
         tokenizer = Tokenizer::load(tokenizer_directory);
+        train_data.shards().require_tokenizer(tokenizer->hash(), tokenizer_directory);
         token_bytes = bytes_per_token(*tokenizer);
         const int64_t prompt_tokens = static_cast<int64_t>(tokenizer->encode(o.sample_prompt).size());
         if (prompt_tokens + 2 > config.max_position) {  // end-of-text before it, one token behind it
@@ -230,7 +233,7 @@ int body(int argc, char** argv) {
 
     // ---- start or resume ----
     TrainerState state;
-    const std::string data_hash = train_data.shards().manifest_hash();
+    const std::string data_hash = train_data.shards().data_hash();
     const std::string newest = newest_checkpoint(o.out);
     if (!newest.empty()) {
         state = load_newest_checkpoint(o.out, table, config, model.params(), shape.dtype, optimizer);
@@ -328,8 +331,8 @@ int body(int argc, char** argv) {
         double loss_sum = 0;
         for (const Batch& batch : batches) {
             if (stop_asked()) break;
-            const bool accumulate = &batch != &batches.front();
-            loss_sum += model.forward_backward(batch, 1.0f / static_cast<float>(targets), accumulate);
+            loss_sum +=
+                model.forward_backward(batch, 1.0f / static_cast<float>(targets), &batch != &batches[0]);
         }
         if (stop_asked()) break;  // half a gradient is none: the state is that of the last whole step
         state.last_loss = loss_sum / static_cast<double>(targets);
@@ -356,8 +359,8 @@ int body(int argc, char** argv) {
                         cat({"step ", state.step, "  loss ", rounded(state.last_loss, 4), "  mfu ",
                              rounded(mfu * 100, 1), "%"}));
         if (!result.applied) {
-            std::fprintf(stderr, "step %lld skipped: %s (%lld so far)\n", static_cast<long long>(state.step),
-                         result.reason, static_cast<long long>(optimizer.num_skipped()));
+            progress.say(cat({"step ", state.step, " skipped: ", result.reason, " (", optimizer.num_skipped(),
+                              " so far)"}));
         }
         if (optimizer.skips_in_a_row() >= kMaxSkipsInARow)
             return fail_dead_run(state.step, optimizer.skips_in_a_row(), result.reason);
@@ -381,12 +384,10 @@ int body(int argc, char** argv) {
                      stop_signal(), static_cast<long long>(state.step));
         return 128 + stop_signal();
     }
-    log.write(JsonLine()
-                  .add("kind", "end")
-                  .add("step", state.step)
-                  .add("peak_rss_bytes", peak_rss_bytes())
-                  .add("plan_bytes", plan.total_bytes())
-                  .add("num_skipped", optimizer.num_skipped()));
+    JsonLine end;
+    end.add("kind", "end").add("step", state.step).add("num_skipped", optimizer.num_skipped());
+    end.add("peak_rss_bytes", peak_rss_bytes()).add("plan_bytes", plan.total_bytes());
+    log.write(end);
     write_run_report(o.out);
     std::printf("train: done step=%lld loss=%.9g weights=%s\n", static_cast<long long>(state.step),
                 state.last_loss, weights_hash(table, optimizer.master()).c_str());

@@ -92,7 +92,6 @@ public:
     // What the data is, for the checkpoint: SHA-256 over the manifests and each shard's name and content
     // hash.
     std::string data_hash() const;
-    std::string manifest_hash() const { return data_hash(); }
     // InputError when a shard is not the one its manifest lists, by SHA-256: custody, ten times the cost of
     // the check that opening makes. Opening falls back on it for manifests without XXH3s.
     void verify_hashes() const;

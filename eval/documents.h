@@ -14,6 +14,6 @@ int32_t document_end(int64_t given, const ModelConfig& config);
 // it.
 void note_documents(const Loader& loader, const std::string& flag, int64_t given, bool mask);
 
-// The directory of the tokenizer that made the shards, "" when they do not say. A model whose directory ("":
-// none) has its own must have the very same.
+// The directory of the tokenizer: the model's own, if its directory ("": none) has one, else the copy beside
+// the shards; "" when there is none. ShardSet::require_tokenizer says whether it is the right one.
 std::string tokenizer_of(const ShardSet& shards, const std::string& model_directory);

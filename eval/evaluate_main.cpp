@@ -98,8 +98,11 @@ int body(int argc, char** argv) {
                          .mask_documents = mask_documents});
     note_documents(loader, "--data", eot, mask_documents);
     std::vector<int32_t> token_bytes;
-    if (path_exists(directory + "/tokenizer.json"))
-        token_bytes = bytes_per_token(Tokenizer::load(tokenizer_of(loader.shards(), directory)));
+    if (path_exists(directory + "/tokenizer.json")) {
+        const Tokenizer tokenizer = Tokenizer::load(directory);
+        loader.shards().require_tokenizer(tokenizer.hash(), directory);
+        token_bytes = bytes_per_token(tokenizer);
+    }
 
     const RunShape shape{.num_rows = micro_batch,
                          .seq_len = seq_len,

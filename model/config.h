@@ -36,7 +36,11 @@ struct ModelConfig {
     std::vector<int64_t> windows;  // sliding window of each layer, 0: none; empty: none anywhere
     double init_std = 0.02;
     int64_t bos_token = -1, eos_token = -1;
-    std::vector<int64_t> eos_list;  // every id that ends a text, eos_token first; empty: that one only
+    std::vector<int64_t> eos_list;      // every id that ends a text, eos_token first; empty: that one only
+    void set_end_of_text(int64_t id) {  // ends and begins texts
+        bos_token = eos_token = id;
+        eos_list.clear();
+    }
 
     int64_t window(int64_t layer) const { return windows.empty() ? 0 : windows[static_cast<size_t>(layer)]; }
     int64_t qkv_dim() const { return (num_heads + 2 * num_kv_heads) * head_dim; }

@@ -17,7 +17,7 @@ if [ -n "${CORPUS:-}" ]; then
     scripts/corpus.sh --from "$CORPUS" "$corpus"
     cut=(--max-document-bytes 4096 --val-frac 0.1)  # a small corpus must still have something to hold out
 else
-    cut=(--val-frac 0.03)
+    cut=(--val-frac 0.0325)
     scripts/corpus.sh "$corpus"
 fi
 

@@ -113,7 +113,7 @@ TEST_F(Shards, TwoSplitsShareAManifest) {
     const ShardSet both(path("train_*.bin") + "," + path("val_*.bin"), "--train-data");
     EXPECT_EQ(both.num_tokens(), 28);
     EXPECT_TRUE(both.has_manifest());
-    EXPECT_EQ(both.manifest_hash().size(), 64u);
+    EXPECT_EQ(both.data_hash().size(), 64u);
 }
 
 TEST_F(Shards, NothingAppearsBeforeFinish) {

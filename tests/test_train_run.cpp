@@ -145,9 +145,12 @@ TEST_F(TrainRun, SignalsAreSeenWithinAStep) {
 
 TEST_F(TrainRun, ASignalInTheLastEvaluationIsNotSuccess) {
     const std::string out = fresh();
-    const Changes changes = {
-        "--steps",       "1", "--seq-len",  "2",
-        "--micro-batch", "1", "--val-data", path("shards/train_*.bin") + "," + path("shards/val_*.bin")};
+    // The larger split is the one that takes a while to evaluate.
+    const Changes changes = {"--steps",       "1",
+                             "--seq-len",     "2",
+                             "--micro-batch", "1",
+                             "--train-data",  path("shards/val_*.bin"),
+                             "--val-data",    path("shards/train_*.bin")};
     const Outcome stopped =
         train(out, changes,
               {.signal = SIGTERM, .signal_when = [&] { return path_exists(out + "/step_00000001"); }});
