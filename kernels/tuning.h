@@ -17,9 +17,14 @@ constexpr int kTileRows = 4;  // 12 of 16 registers hold sums: 12 FMAs for 7 loa
 #else
 constexpr int kTileRows = 2;
 #endif
-// Inner units (one f32, or two bf16) per block. A panel of kTileRows rows then has 12 KiB and stays in the
-// first-level cache while the columns of a strip, in the second level, pass by.
+// Inner units (one f32, or two bf16) per block. A row panel then has 12 KiB and stays in the first-level cache
+// while the columns of a strip, in the second level, pass by; a tile is 4,600 to 9,200 cycles of FMAs, beside
+// which the hundred or so around it do not count.
+#if defined(__AVX512F__)
 constexpr int64_t kBlockUnits = 384;
+#else
+constexpr int64_t kBlockUnits = 768;
+#endif
 // Packing goes piece by piece, a cache line of each row (or column) at a time.
 constexpr int64_t kPieceUnits = 16;
 // A task's strip is at most this many tiles of kTileCols wide: 147 KiB packed. The second-level cache (1 MiB)
