@@ -176,7 +176,7 @@ public:
     // All of it now, fetching ahead of itself: operands that earlier kernels wrote are often no longer in any
     // cache, and rows that lie pages apart are found by no hardware prefetcher.
     void pack_all() {
-        constexpr int64_t kDistance = 4;
+        constexpr int64_t kDistance = 16;  // a piece takes some 100 cycles, memory 500 and more
         for (int64_t piece = 0; piece < kDistance; ++piece) fetch(piece);
         for (int64_t piece = 0; piece < num_pieces_; ++piece) {
             fetch(piece + kDistance);
