@@ -8,8 +8,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
-#include <vector>
 
 #include "core/threads.h"
 #include "kernels/check.h"
@@ -17,6 +15,7 @@
 #include "kernels/matmul_scratch.h"
 #include "kernels/matmul_store.h"
 #include "kernels/matmul_tile.h"
+#include "kernels/on_demand.h"
 
 namespace ISA_NAMESPACE {
 namespace {
@@ -30,32 +29,6 @@ int64_t even_width(int64_t size, int64_t most, int64_t multiple) {
     const int64_t pieces = ceil_div(size, most);
     return ceil_div(ceil_div(size, pieces), multiple) * multiple;
 }
-
-// Things numbered 0, 1, ... that whichever thread needs them first makes, while others that need them wait.
-class OnDemand {
-public:
-    void forget(int64_t count) { states_ = std::vector<std::atomic<uint8_t>>(static_cast<size_t>(count)); }
-    bool begun(int64_t i) const { return state(i).load(std::memory_order_relaxed) != kAbsent; }
-    template <class Make>
-    void ensure(int64_t i, Make&& make) {
-        std::atomic<uint8_t>& state = states_[static_cast<size_t>(i)];
-        if (state.load(std::memory_order_acquire) == kReady) return;
-        uint8_t absent = kAbsent;
-        if (state.compare_exchange_strong(absent, kInWork, std::memory_order_acquire)) {
-            make();
-            state.store(kReady, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; state.load(std::memory_order_acquire) != kReady; ++spins) {
-            if (spins > 1000) std::this_thread::yield();  // the other one may have lost its core
-        }
-    }
-
-private:
-    static constexpr uint8_t kAbsent = 0, kInWork = 1, kReady = 2;
-    const std::atomic<uint8_t>& state(int64_t i) const { return states_[static_cast<size_t>(i)]; }
-    std::vector<std::atomic<uint8_t>> states_;
-};
 
 // RowsShared: the rows' operand is the shared one and strips are columns; otherwise the reverse.
 template <class Units, bool RowsShared>
