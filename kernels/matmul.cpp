@@ -275,9 +275,13 @@ Operand by_column(const Tensor& t) { return {t.data, t.dtype, t.dims[1], false};
 template <class T>
 void column_sums(float* sums, const T* dout, int64_t num_rows, int64_t num_columns, bool accumulate) {
     constexpr int kVectors = 4;  // independent chains, and whole cache lines of bf16
+    constexpr int64_t kRowsAhead = 16, kLine = 64 / sizeof(T);  // rows lie too far apart for the hardware
     parallel_ranges(num_columns, kVectors * kWidth, [&](int64_t begin, int64_t end) {
         Vec sum[kVectors] = {};
         for (int64_t row = 0; row < num_rows; ++row) {
+            for (int64_t column = begin; column < end; column += kLine) {
+                __builtin_prefetch(dout + (row + kRowsAhead) * num_columns + column);
+            }
             for (int v = 0; v < kVectors; ++v) {
                 const int64_t column = begin + v * kWidth;
                 if (column < end) sum[v] += load_first(dout + row * num_columns + column, end - column);

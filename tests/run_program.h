@@ -81,9 +81,11 @@ inline Outcome run_program(const std::string& name, const std::vector<std::strin
             dup2(dead[1], STDOUT_FILENO);
             dup2(dead[1], STDERR_FILENO);
         }
+        // As an interactive shell gives them, whoever started the tests: a job in the background of a script
+        // inherits an ignored SIGINT.
+        for (const int given : {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGXFSZ}) signal(given, SIG_DFL);
         if (options.ignored_signal) signal(options.ignored_signal, SIG_IGN);
         if (options.max_file_bytes > 0) {
-            signal(SIGXFSZ, SIG_DFL);  // as a shell gives it, whoever started the tests
             const rlim_t bytes = static_cast<rlim_t>(options.max_file_bytes);
             const struct rlimit limit = {bytes, bytes};
             setrlimit(RLIMIT_FSIZE, &limit);
