@@ -17,9 +17,9 @@ constexpr int kTileRows = 4;  // 12 of 16 registers hold sums: 12 FMAs for 7 loa
 #else
 constexpr int kTileRows = 2;
 #endif
-// Inner units (one f32, or two bf16) per block. A row panel then has 12 KiB and stays in the first-level cache
-// while the columns of a strip, in the second level, pass by; a tile is 4,600 to 9,200 cycles of FMAs, beside
-// which the hundred or so around it do not count.
+// Inner units (one f32, or two bf16) per block. A row panel then has 12 KiB and stays in the first-level
+// cache while the columns of a strip, in the second level, pass by; a tile is 4,600 to 9,200 cycles of FMAs,
+// beside which the hundred or so around it do not count.
 #if defined(__AVX512F__)
 constexpr int64_t kBlockUnits = 384;
 #else
