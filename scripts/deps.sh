@@ -72,7 +72,7 @@ if [ "$(id -u)" != 0 ]; then
     fi
     as_root=(sudo)
 fi
-echo "deps: installing ${#missing[@]} packages with apt-get"
+echo "deps: installing with apt-get: ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 install() { "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$log" 2>&1; }
 log=$(mktemp)
