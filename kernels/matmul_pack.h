@@ -50,7 +50,9 @@ SIMD_INLINE VecU inner_units(const T* p, int64_t count) {
         return element_bits<Units, Whole>(p, count);
 #if defined(__AVX512BF16__)
     } else if constexpr (std::is_same_v<T, bf16>) {
-        if (Whole) return load_units(reinterpret_cast<const uint32_t*>(p));
+        // Units of bf16 may begin at any element.
+        typedef uint16_t Pairs __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));
+        if (Whole) return reinterpret_cast<VecU>(*reinterpret_cast<const Pairs*>(p));
         uint32_t part[kWidth] = {};
         const int64_t valid = count < 2 * kWidth ? count : 2 * kWidth;
         if (valid > 0) std::memcpy(part, p, static_cast<size_t>(valid) * sizeof(bf16));
