@@ -1,8 +1,6 @@
 // Asking a long run to stop where it can: SIGINT, SIGTERM and SIGHUP are noted, and the run looks between two
 // pieces of its work. What was ignored at the start (nohup, a background job's SIGINT) stays ignored. A
 // second SIGINT or SIGTERM ends the process at once; a closing terminal may send SIGHUP more than once.
-// SIGPIPE is ignored: a reader of our messages that died (`2>&1 | tee log` and Ctrl-C) must not take the run
-// with it.
 #pragma once
 
 // SIGPIPE: a reader of our messages that died (`2>&1 | tee log` and Ctrl-C) must not take the run with it.

@@ -1,5 +1,4 @@
 // build/curate: declared sources -> curated documents with their manifest.
-#include <csignal>
 #include <cstdio>
 
 #include "core/error.h"
@@ -30,7 +29,6 @@ int body(int argc, char** argv) {
     flags.add("threads", threads, "threads; 0: all cores", 0, 256);
     flags.add("quiet", quiet, "no progress bar");
     flags.parse(argc, argv);
-    std::signal(SIGXFSZ, SIG_IGN);  // `ulimit -f` shall be a message, as a full disk is
     options.compress = format == "zst";
     if (threads > 0) set_num_threads(static_cast<int>(threads));
     if (quiet) set_progress_enabled(false);

@@ -57,18 +57,23 @@ TEST(Threads, ManySmallCallsSeeEachOthersWrites) {
     for (int64_t v : values) EXPECT_EQ(v, 20'000);
 }
 
+// Who takes part in tasks that outlast a wake-up by far, so that every thread must appear.
+std::set<std::thread::id> threads_at_work() {
+    std::mutex mutex;
+    std::set<std::thread::id> ids;
+    parallel_for(8, [&](int64_t) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        std::lock_guard lock(mutex);
+        ids.insert(std::this_thread::get_id());
+    });
+    return ids;
+}
+
 TEST(Threads, SleepingWorkersWakeUp) {
     const WithThreads with(2);
     for (int round = 0; round < 3; ++round) {
         std::this_thread::sleep_for(std::chrono::milliseconds(5));  // beyond the spinning: they sleep
-        std::mutex mutex;
-        std::set<std::thread::id> ids;
-        // Tasks that outlast a wake-up by far, so that both threads must appear.
-        parallel_for(8, [&](int64_t) {
-            std::this_thread::sleep_for(std::chrono::milliseconds(5));
-            std::lock_guard lock(mutex);
-            ids.insert(std::this_thread::get_id());
-        });
+        const std::set<std::thread::id> ids = threads_at_work();
         EXPECT_EQ(ids.size(), 2u);
         EXPECT_EQ(ids.count(std::this_thread::get_id()), 1u) << "the caller takes part";
     }
@@ -151,14 +156,7 @@ TEST(Threads, NestedCallsRunInTheCallerOfASerialCallToo) {
     EXPECT_EQ(wrong, 0);
     EXPECT_EQ(total, 64);
     // Only until the call is over: the next one is parallel again.
-    std::mutex mutex;
-    std::set<std::thread::id> ids;
-    parallel_for(8, [&](int64_t) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(5));
-        std::lock_guard lock(mutex);
-        ids.insert(std::this_thread::get_id());
-    });
-    EXPECT_GT(ids.size(), 1u);
+    EXPECT_GT(threads_at_work().size(), 1u);
 }
 
 // The workers exist here and not in the child. They are asleep, falling asleep or at work when it is forked;

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <functional>
@@ -370,7 +369,6 @@ int body(int argc, char** argv) {
     inspect_flags.add("text", settings.text, "the text; none: from stdin");
 
     flags.parse(argc, argv);
-    std::signal(SIGXFSZ, SIG_IGN);  // `ulimit -f` shall be a message, as a full disk is
     const std::string command = flags.command();
     settings.text_given = encode_flags.given("text") || inspect_flags.given("text");
     const Settings& chosen = command == "train" ? train_settings : settings;
