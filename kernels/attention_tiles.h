@@ -99,7 +99,7 @@ SIMD_INLINE Vec exp2(Vec t) {
         _mm512_maskz_scalef_ps(0xffff, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
 #else
     const Vec scaled =
-        reinterpret_cast<Vec>(reinterpret_cast<VecI>(p) + (reinterpret_cast<VecI>(shifted) << 23));
+        reinterpret_cast<Vec>(reinterpret_cast<VecU>(p) + (reinterpret_cast<VecU>(shifted) << 23));
     return tiny ? Vec{} : scaled;
 #endif
 }

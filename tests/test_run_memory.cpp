@@ -90,6 +90,14 @@ TEST(RunMemory, MappedFilesAreNoReasonToRefuse) {
     EXPECT_NE(plan_run(config, needs).text().find("token shards (mapped)"), std::string::npos);
 }
 
+// The plan takes what the process holds at its start as given. AddressSanitizer holds much then that it gives
+// back later, so the plan is far above the peak.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr double kLeastShare = 0.5;
+#else
+constexpr double kLeastShare = 0.7;
+#endif
+
 class RunMemoryRun : public ToyRun {
 protected:
     // A model directory of 20 million parameters.
@@ -122,7 +130,7 @@ TEST_F(RunMemoryRun, PeakIsWithinThePlan) {
                                             "--optimizer", optimizer, "--seq-len", "128", "--stop-at", "1"};
         ASSERT_EQ(train(out, changes).exit_code, 0);
         EXPECT_LE(peak_share(out), 1.15) << "fresh";
-        EXPECT_GE(peak_share(out), 0.7) << "a plan of more than is used refuses what fits";
+        EXPECT_GE(peak_share(out), kLeastShare) << "a plan of more than is used refuses what fits";
         changes.back() = "0";
         ASSERT_EQ(train(out, changes).exit_code, 0);
         EXPECT_LE(peak_share(out), 1.15) << "resumed";
