@@ -14,7 +14,7 @@ endif
 WARNINGS := -Wall -Wextra -Werror -Wno-psabi
 # No -ffast-math: it deletes the NaN checks a trainer needs. Vector code spells its own reductions out.
 CXXFLAGS ?= -O2 -g1
-COMPILE  := $(CXX) -std=c++20 $(CXXFLAGS) $(WARNINGS) -I. -MMD -MP -pthread
+COMPILE   = $(CXX) -std=c++20 $(CXXFLAGS) $(CUDA) $(WARNINGS) -I. -MMD -MP -pthread
 # -fno-gnu-unique: unique symbols escape objcopy, and the sets would share them.
 KERNEL   := -O3 -fno-gnu-unique -fno-math-errno -fno-trapping-math -ffp-contract=fast
 
@@ -43,6 +43,34 @@ $(BUILD)/kernels/$(1).o: $$(KERNEL_SOURCES:kernels/%.cpp=$(BUILD)/kernels/$(1)/%
 endef
 $(foreach isa,$(ISAS),$(eval $(call isa_rules,$(isa))))
 
+# ---- CUDA kernels: one source, compiled for GPUs by nvcc and for the emulator by g++ (kernels/gpu.h) ------------------
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+ifneq ($(NVCC),)
+CUDA_HOME := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA      := -DINGOT_CUDA
+CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
+# Native code for Ampere and Hopper; compute_80's PTX carries later GPUs.
+GENCODE   ?= -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90a,code=sm_90a
+COMPILE_CUDA := $(NVCC) -std=c++20 -O3 -I. --expt-relaxed-constexpr -lineinfo -Werror all-warnings $(GENCODE) \
+                -Xcompiler "$(WARNINGS) -Wno-unused-parameter -pthread"
+endif
+SIMT_DIALECT := -isystem kernels/simt/include -fno-strict-aliasing
+CUDA_SOURCES := core/device_runtime.cu $(wildcard kernels/*.cu)
+$(BUILD)/simt/%.o: %.cu
+	@mkdir -p $(@D)
+	$(COMPILE) $(SIMT_DIALECT) -x c++ -c $< -o $@
+$(BUILD)/simt/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(COMPILE) $(SIMT_DIALECT) -c $< -o $@
+$(BUILD)/cuda/%.o: %.cu
+	@mkdir -p $(@D)
+	$(COMPILE_CUDA) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+GPU_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/simt/%.o) $(patsubst %.cpp,$(BUILD)/simt/%.o,$(wildcard kernels/simt/*.cpp)) \
+               $(if $(NVCC),$(CUDA_SOURCES:%.cu=$(BUILD)/cuda/%.o))
+$(BUILD)/libgpu.a: $(GPU_OBJECTS)
+	@rm -f $@
+	ar rcs $@ $^
+
 # ---- libraries, one per layer; *_main.cpp are programs -------------------------------------------------------------
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)
@@ -67,26 +95,28 @@ $(BUILD)/libkernels.a: $(KERNEL_SOURCES:kernels/%.cpp=$(BUILD)/kernels/plain/%.o
 	@rm -f $@
 	ar rcs $@ $^
 
-LIBRARIES := $(foreach layer,eval model data tokenizer kernels core,$(BUILD)/lib$(layer).a)
-LDLIBS    := -lsimdjson -lgumbo -lzstd -lxxhash -lsodium
+LIBRARIES := $(foreach layer,eval model data tokenizer kernels gpu core,$(BUILD)/lib$(layer).a)
+# kernels and core know of the gpu library, and it of them.
+LINKED    := -Wl,--start-group $(LIBRARIES) -Wl,--end-group
+LDLIBS    := $(CUDA_LIBS) -lsimdjson -lgumbo -lzstd -lxxhash -lsodium
 
 # ---- programs ------------------------------------------------------------------------------------------------------
 MAINS    := $(wildcard core/*_main.cpp tokenizer/*_main.cpp data/*_main.cpp model/*_main.cpp eval/*_main.cpp)
 PROGRAMS := $(foreach main,$(MAINS),$(BUILD)/$(patsubst %_main.cpp,%,$(notdir $(main)))) $(if $(wildcard train.cu),$(BUILD)/train)
 define program_rules
 $(BUILD)/$(patsubst %_main.cpp,%,$(notdir $(1))): $(BUILD)/$(1:.cpp=.o) $(LIBRARIES)
-	$$(CXX) -pthread $$< $$(LIBRARIES) $$(LDLIBS) -o $$@
+	$$(CXX) -pthread $$< $$(LINKED) $$(LDLIBS) -o $$@
 endef
 $(foreach main,$(MAINS),$(eval $(call program_rules,$(main))))
 $(BUILD)/train: $(BUILD)/train.o $(LIBRARIES)
-	$(CXX) -pthread $< $(LIBRARIES) $(LDLIBS) -o $@
+	$(CXX) -pthread $< $(LINKED) $(LDLIBS) -o $@
 
 JOBS ?= $(shell nproc)
 .PHONY: all programs deps demo test test-full test-peers bench lint format help clean
 programs: $(PROGRAMS)
 all:  ## every program into build/
 	@scripts/deps.sh build
-	@echo "ingot: cpu kernels for plain$(ISAS:%= %) | cuda, mpi: not built yet (CHANGELOG.md)"
+	@echo "ingot: cpu kernels for plain$(ISAS:%= %) | cuda: $(if $(NVCC),by $(NVCC),no nvcc was found, so kernels run in the emulator only) | mpi: not built yet"
 	@$(MAKE) -j$(JOBS) programs
 deps:  ## install what is missing from the distribution's packages (root or sudo)
 	@scripts/deps.sh build test bench lint demo peers
@@ -98,10 +128,10 @@ demo:  ## raw text to an evaluated model and a report, one command; CORPUS=DIR f
 # ---- tests and benchmarks ------------------------------------------------------------------------------------------
 TESTS   := $(patsubst tests/%.cpp,$(BUILD)/tests/%,$(wildcard tests/test_*.cpp))
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARIES)
-	$(CXX) -pthread $< $(LIBRARIES) $(LDLIBS) -lgtest -lgtest_main -o $@
+	$(CXX) -pthread $< $(LINKED) $(LDLIBS) -lgtest -lgtest_main -o $@
 BENCHES := $(patsubst bench/%.cpp,$(BUILD)/bench/%,$(wildcard bench/bench_*.cpp))
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(LIBRARIES)
-	$(CXX) -pthread $< $(LIBRARIES) $(LDLIBS) -lbenchmark -o $@
+	$(CXX) -pthread $< $(LINKED) $(LDLIBS) -lbenchmark -o $@
 
 .PHONY: test-programs
 test-programs: $(TESTS) $(PROGRAMS)

@@ -229,14 +229,14 @@ int body(int argc, char** argv) {
     watch_stop_signals();
     std::fprintf(stderr, "%s", resolved.c_str());
     Transformer model(config, shape);
-    Optimizer optimizer(table, optimizing, model.params(), shape.dtype, shape.math);
+    Optimizer optimizer(table, optimizing, model.params(), shape.math);
 
     // ---- start or resume ----
     TrainerState state;
     const std::string data_hash = train_data.shards().data_hash();
     const std::string newest = newest_checkpoint(o.out);
     if (!newest.empty()) {
-        state = load_newest_checkpoint(o.out, table, config, model.params(), shape.dtype, optimizer);
+        state = load_newest_checkpoint(o.out, table, config, model.params(), optimizer);
         if (state.data_hash != data_hash) {
             fail_input({.what = "the training data is not what this run began with",
                         .where = o.train_data,
@@ -292,7 +292,7 @@ int body(int argc, char** argv) {
         params.generate.max_new_tokens = kNewTokens;
         params.generate.stop = stop_asked;
         params.generate.seed = static_cast<uint64_t>(state.step);
-        Decoder decoder(config, table, model.params(), shape.dtype, sample_tokens);
+        Decoder decoder(config, table, model.params(), sample_tokens);
         const std::string text =
             o.sample_prompt + generate_text(decoder, *tokenizer, o.sample_prompt, params);
         if (stop_asked()) return;
@@ -309,8 +309,7 @@ int body(int argc, char** argv) {
         state.skips_in_a_row = optimizer.skips_in_a_row();
         state.loss_window = optimizer.loss_window().values();
         state.norm_window = optimizer.norm_window().values();
-        save_checkpoint(o.out, table, config, model.params(), shape.dtype, optimizer, state,
-                        tokenizer_directory);
+        save_checkpoint(o.out, table, config, model.params(), optimizer, state, tokenizer_directory);
         prune_checkpoints(o.out, o.keep);
         saved_step = state.step;
     };
@@ -328,14 +327,12 @@ int body(int argc, char** argv) {
             batches.push_back(train_data.next());
             targets += batches.back().num_targets();
         }
-        double loss_sum = 0;
         for (const Batch& batch : batches) {
             if (stop_asked()) break;
-            loss_sum +=
-                model.forward_backward(batch, 1.0f / static_cast<float>(targets), &batch != &batches[0]);
+            model.forward_backward(batch, 1.0f / static_cast<float>(targets), &batch != &batches[0]);
         }
         if (stop_asked()) break;  // half a gradient is none: the state is that of the last whole step
-        state.last_loss = loss_sum / static_cast<double>(targets);
+        state.last_loss = model.total_loss() / static_cast<double>(targets);
         const double lr = schedule.at(state.step);
         const StepResult result = optimizer.step(model.grads(), lr, state.last_loss);
         ++state.step;

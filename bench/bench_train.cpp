@@ -70,7 +70,7 @@ bool run(const Options& options, const BatchShape& batch_shape, const Precision&
     Transformer::plan(plan, config, shape);
     Transformer model(config, shape);
     Optimizer::plan(plan, model.table(), optimizer_config, shape.dtype);
-    Optimizer optimizer(model.table(), optimizer_config, model.params(), shape.dtype, shape.math);
+    Optimizer optimizer(model.table(), optimizer_config, model.params(), shape.math);
     init_params(model.table(), optimizer.master(), 1);
     optimizer.publish_master();
 
@@ -80,8 +80,8 @@ bool run(const Options& options, const BatchShape& batch_shape, const Precision&
         const Batch batch = random_batch(rows, seq_len, config.vocab_size, static_cast<uint64_t>(step));
         peaks.push_back(fma_peak_flops(shape.math));
         const double start = seconds_now();
-        const double loss = model.forward_backward(batch, 1.0f / static_cast<float>(tokens), false);
-        optimizer.step(model.grads(), 1e-4, loss / static_cast<double>(tokens));
+        model.forward_backward(batch, 1.0f / static_cast<float>(tokens), false);
+        optimizer.step(model.grads(), 1e-4, model.total_loss() / static_cast<double>(tokens));
         // Step 0 touches every page for the first time.
         if (step > 0) seconds.push_back(seconds_now() - start);
     }

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "core/device.h"
 #include "core/error.h"
 
 const char* dtype_name(DType dtype) {
@@ -18,6 +19,7 @@ const char* dtype_name(DType dtype) {
         case DType::bf16: return "bf16";
         case DType::i32: return "i32";
         case DType::u8: return "u8";
+        case DType::f64: return "f64";
     }
     fail_check(__FILE__, __LINE__, "known dtype", cat({"dtype=", static_cast<int>(dtype)}));
 }
@@ -92,8 +94,9 @@ void* map_huge_pages(int64_t bytes) {
     return begin + head;
 }
 
-void release(void* data, int64_t bytes) {
+void release(void* data, int64_t bytes, Device device) {
     if (data == nullptr) return;
+    if (device != Device::cpu) return device_release(device, data);
     if (bytes >= kHugePage) {
         munmap(data, static_cast<size_t>(round_up(bytes, kHugePage)));
     } else {
@@ -103,9 +106,14 @@ void release(void* data, int64_t bytes) {
 
 }  // namespace
 
-Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
+Buffer::Buffer(int64_t bytes, Device device) : bytes_(bytes), device_(device) {
     CHECK(bytes >= 0, cat({"bytes=", bytes}));
     if (bytes == 0) return;
+    if (device != Device::cpu) {
+        data_ = device_allocate(device, bytes);
+        zero_tensor(tensor());
+        return;
+    }
     if (bytes >= kHugePage) {
         data_ = map_huge_pages(bytes);
         return;
@@ -117,15 +125,25 @@ Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      device_(other.device_) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
     if (this != &other) {
-        release(data_, bytes_);
+        release(data_, bytes_, device_);
         data_ = std::exchange(other.data_, nullptr);
         bytes_ = std::exchange(other.bytes_, 0);
+        device_ = other.device_;
     }
     return *this;
 }
 
-Buffer::~Buffer() { release(data_, bytes_); }
+Tensor Buffer::tensor(DType dtype) const {
+    CHECK(bytes_ % dtype_bytes(dtype) == 0, cat({bytes_, " bytes of ", dtype_name(dtype)}));
+    Tensor t = make_tensor(data_, dtype, bytes_ / dtype_bytes(dtype));
+    t.device = device_;
+    return t;
+}
+
+Buffer::~Buffer() { release(data_, bytes_, device_); }

@@ -8,10 +8,13 @@
 
 #include "core/bf16.h"
 
-enum class DType : uint8_t { f32, bf16, i32, u8 };
-enum class Device : uint8_t { cpu, cuda };
+enum class DType : uint8_t { f32, bf16, i32, u8, f64 };
+// cuda: an NVIDIA GPU.   simt: the emulator of one, which runs the same kernels on the CPU (kernels/simt/).
+enum class Device : uint8_t { cpu, cuda, simt };
 
-constexpr int64_t dtype_bytes(DType dtype) { return dtype == DType::u8 ? 1 : dtype == DType::bf16 ? 2 : 4; }
+constexpr int64_t dtype_bytes(DType dtype) {
+    return dtype == DType::u8 ? 1 : dtype == DType::bf16 ? 2 : dtype == DType::f64 ? 8 : 4;
+}
 const char* dtype_name(DType dtype);
 
 template <class T>
@@ -32,6 +35,10 @@ template <>
 constexpr DType dtype_of<uint8_t>() {
     return DType::u8;
 }
+template <>
+constexpr DType dtype_of<double>() {
+    return DType::f64;
+}
 
 struct Tensor {
     static constexpr int kMaxRank = 4;
@@ -44,6 +51,7 @@ struct Tensor {
 
     // An absent tensor stands for an optional argument that is not given.
     bool absent() const { return rank == 0; }
+    bool on_host() const { return device == Device::cpu; }
     int64_t size() const {
         int64_t n = rank > 0;
         for (int i = 0; i < rank; ++i) n *= dims[i];
@@ -74,23 +82,29 @@ Tensor tensor_of(T* data, int64_t d0, int64_t d1 = -1, int64_t d2 = -1, int64_t 
 }
 std::string shape_text(const Tensor& t);  // "f32[4,768]"
 
-// Work queue of a device. The CPU backend runs everything in program order and ignores it.
+// Work queue of a device; {} is the device's own (core/device.h). The CPU backend runs everything in program
+// order and ignores it.
 struct Stream {
     void* handle = nullptr;
 };
 
-// Owning, zeroed, 64-byte aligned host memory; large blocks ask the kernel for huge pages.
+// Owning, zeroed memory: on the CPU 64-byte aligned, where large blocks ask the kernel for huge pages; on a
+// device 256-byte aligned.
 class Buffer {
 public:
     Buffer() = default;
-    explicit Buffer(int64_t bytes);
+    explicit Buffer(int64_t bytes, Device device = Device::cpu);
     Buffer(Buffer&& other) noexcept;
     Buffer& operator=(Buffer&& other) noexcept;
     ~Buffer();
     void* data() const { return data_; }
     int64_t bytes() const { return bytes_; }
+    // The whole buffer as elements of `dtype`.
+    Tensor tensor(DType dtype = DType::u8) const;
+    Device device() const { return device_; }
 
 private:
     void* data_ = nullptr;
     int64_t bytes_ = 0;
+    Device device_ = Device::cpu;
 };

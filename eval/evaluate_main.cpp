@@ -125,7 +125,7 @@ int body(int argc, char** argv) {
                                  : "--dtype bf16, or a shorter --seq-len"});
     }
     Transformer model(config, shape);
-    load_hf_weights(directory, model.table(), config, model.params(), shape.dtype);
+    load_hf_weights(directory, model.table(), config, model.params());
 
     const double start = seconds_now();
     const Perplexity result = evaluate_perplexity(model, loader, token_bytes, max_batches, true);

@@ -87,8 +87,8 @@ int body(int argc, char** argv) {
                                                : "a smaller --max-context or model"});
     }
     Buffer weights(weight_bytes);
-    load_hf_weights(directory, table, config, weights.data(), used);
-    Decoder decoder(config, table, weights.data(), used, max_tokens);
+    load_hf_weights(directory, table, config, weights.tensor(used));
+    Decoder decoder(config, table, weights.tensor(used), max_tokens);
     const double start = seconds_now();
     std::fwrite(prompt.data(), 1, prompt.size(), stdout);
     generate_text(decoder, tokenizer, prompt, params, true, [](std::string_view piece) {

@@ -31,7 +31,7 @@ void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, co
 //               set_num_threads and set_isa. Per thread 4 rows of D floats a token of the longest document;
 //               with grouped queries also 2*N*H*D floats.
 int64_t attention_backward_scratch_bytes(int64_t num_tokens, int64_t max_seqlen, int64_t head_dim,
-                                         const AttentionShape& shape);
+                                         const AttentionShape& shape, Device device = Device::cpu);
 void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
                         const AttentionShape& shape, MatmulMath math, Tensor scratch, Stream stream = {});
 

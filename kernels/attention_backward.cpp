@@ -322,7 +322,7 @@ BackwardProblem problem_of(int64_t num_tokens, int64_t max_length, int64_t dim, 
 }  // namespace
 
 int64_t attention_backward_scratch_bytes(int64_t num_tokens, int64_t max_seqlen, int64_t head_dim,
-                                         const AttentionShape& shape) {
+                                         const AttentionShape& shape, Device) {
     const BackwardProblem problem = problem_of(num_tokens, max_seqlen, head_dim, shape);
     const int64_t each = larger(BackwardScratch::layout<Float32>(nullptr, problem).floats,
                                 BackwardScratch::layout<Bfloat16>(nullptr, problem).floats);
@@ -344,8 +344,8 @@ void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor
         max_length = larger(max_length, bounds[d + 1] - bounds[d]);
     }
     const int64_t dim = out.dims[1] / shape.num_heads;
-    check.scratch(scratch,
-                  ISA_NAMESPACE::attention_backward_scratch_bytes(qkv.dims[0], max_length, dim, shape));
+    check.scratch(scratch, ISA_NAMESPACE::attention_backward_scratch_bytes(qkv.dims[0], max_length, dim,
+                                                                           shape, Device::cpu));
     const BackwardProblem problem = problem_of(qkv.dims[0], max_length, dim, shape);
     if (qkv.dtype == DType::bf16) {
         backward<Bfloat16, bf16>(dqkv, dout, out, lse, qkv, cu_seqlens, problem, scratch);
@@ -359,8 +359,9 @@ void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor
 }  // namespace ISA_NAMESPACE
 
 KERNEL_ENTRY(int64_t, attention_backward_scratch_bytes,
-             (int64_t num_tokens, int64_t max_seqlen, int64_t head_dim, const AttentionShape& shape),
-             (num_tokens, max_seqlen, head_dim, shape))
+             (int64_t num_tokens, int64_t max_seqlen, int64_t head_dim, const AttentionShape& shape,
+              Device device),
+             (num_tokens, max_seqlen, head_dim, shape, device))
 KERNEL_ENTRY(void, attention_backward,
              (Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
               const AttentionShape& shape, MatmulMath math, Tensor scratch, Stream stream),

@@ -28,7 +28,7 @@ void check_cross_entropy(Tensor losses, Tensor dhidden, Tensor dweight, Tensor h
         check.like("dhidden", dhidden, hidden);
         check.tensor("dweight", dweight, DType::f32, {vocab_size, hidden.dims[1]});
     }
-    check.scratch(scratch, cross_entropy_scratch_bytes(num_rows, vocab_size, hidden.dtype));
+    check.scratch(scratch, ::cross_entropy_scratch_bytes(num_rows, vocab_size, hidden.dtype, Device::cpu));
 }
 
 // The largest logit; NaNs are passed over here and surface in the sum.
@@ -67,23 +67,25 @@ float row_loss(float* logits, int64_t vocab_size, int32_t target, float scale, b
 
 }  // namespace
 
-int64_t cross_entropy_chunk_rows(int64_t num_rows, int64_t vocab_size) {
+int64_t cross_entropy_chunk_rows(int64_t num_rows, int64_t vocab_size, Device) {
     int64_t rows = kMaxLogits / (vocab_size > 0 ? vocab_size : 1) / kMinRows * kMinRows;
     rows = rows < kMinRows ? kMinRows : rows > kMaxRows ? kMaxRows : rows;
     return num_rows < rows ? num_rows : rows;
 }
 
-int64_t cross_entropy_scratch_bytes(int64_t num_rows, int64_t vocab_size, DType) {
-    return cross_entropy_chunk_rows(num_rows, vocab_size) * vocab_size * static_cast<int64_t>(sizeof(float));
+int64_t cross_entropy_scratch_bytes(int64_t num_rows, int64_t vocab_size, DType, Device) {
+    return ISA_NAMESPACE::cross_entropy_chunk_rows(num_rows, vocab_size, Device::cpu) * vocab_size *
+           static_cast<int64_t>(sizeof(float));
 }
 
 void cross_entropy(Tensor losses, Tensor dhidden, Tensor dweight, Tensor hidden, Tensor weight,
-                   Tensor targets, float dloss_scale, bool accumulate, MatmulMath math, Tensor scratch,
+                   Tensor targets, Tensor dloss_scale, bool accumulate, MatmulMath math, Tensor scratch,
                    Stream stream) {
     check_cross_entropy(losses, dhidden, dweight, hidden, weight, targets, scratch);
     const bool gradient = !dhidden.absent();
     const int64_t num_rows = hidden.dims[0], vocab_size = weight.dims[0];
-    const int64_t chunk_rows = cross_entropy_chunk_rows(num_rows, vocab_size);
+    const int64_t chunk_rows = ::cross_entropy_chunk_rows(num_rows, vocab_size);
+    const float scale = dloss_scale.absent() ? 0 : *dloss_scale.as<float>();
     if (num_rows == 0 && gradient && !accumulate)
         std::memset(dweight.data, 0, static_cast<size_t>(dweight.bytes()));
 
@@ -97,7 +99,7 @@ void cross_entropy(Tensor losses, Tensor dhidden, Tensor dweight, Tensor hidden,
             float& loss = losses.as<float>()[first + row];
             loss = 0;
             if (target >= 0) {
-                loss = row_loss(row_logits, vocab_size, target, dloss_scale, gradient);
+                loss = row_loss(row_logits, vocab_size, target, scale, gradient);
             } else if (gradient) {
                 std::memset(row_logits, 0, static_cast<size_t>(vocab_size) * sizeof(float));
             }
@@ -111,12 +113,13 @@ void cross_entropy(Tensor losses, Tensor dhidden, Tensor dweight, Tensor hidden,
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(int64_t, cross_entropy_chunk_rows, (int64_t num_rows, int64_t vocab_size),
-             (num_rows, vocab_size))
-KERNEL_ENTRY(int64_t, cross_entropy_scratch_bytes, (int64_t num_rows, int64_t vocab_size, DType hidden_dtype),
-             (num_rows, vocab_size, hidden_dtype))
+KERNEL_ENTRY(int64_t, cross_entropy_chunk_rows, (int64_t num_rows, int64_t vocab_size, Device device),
+             (num_rows, vocab_size, device))
+KERNEL_ENTRY(int64_t, cross_entropy_scratch_bytes,
+             (int64_t num_rows, int64_t vocab_size, DType hidden_dtype, Device device),
+             (num_rows, vocab_size, hidden_dtype, device))
 KERNEL_ENTRY(void, cross_entropy,
              (Tensor losses, Tensor dhidden, Tensor dweight, Tensor hidden, Tensor weight, Tensor targets,
-              float dloss_scale, bool accumulate, MatmulMath math, Tensor scratch, Stream stream),
+              Tensor dloss_scale, bool accumulate, MatmulMath math, Tensor scratch, Stream stream),
              (losses, dhidden, dweight, hidden, weight, targets, dloss_scale, accumulate, math, scratch,
               stream))

@@ -11,8 +11,9 @@
 #include "core/tensor.h"
 #include "kernels/matmul.h"
 
-int64_t cross_entropy_chunk_rows(int64_t num_rows, int64_t vocab_size);
-int64_t cross_entropy_scratch_bytes(int64_t num_rows, int64_t vocab_size, DType hidden_dtype);
+int64_t cross_entropy_chunk_rows(int64_t num_rows, int64_t vocab_size, Device device = Device::cpu);
+int64_t cross_entropy_scratch_bytes(int64_t num_rows, int64_t vocab_size, DType hidden_dtype,
+                                    Device device = Device::cpu);
 void cross_entropy(Tensor losses, Tensor dhidden, Tensor dweight, Tensor hidden, Tensor weight,
-                   Tensor targets, float dloss_scale, bool accumulate, MatmulMath math, Tensor scratch,
+                   Tensor targets, Tensor dloss_scale, bool accumulate, MatmulMath math, Tensor scratch,
                    Stream stream = {});

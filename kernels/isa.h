@@ -4,6 +4,7 @@
 // file whose other symbols are made local (Makefile), so that no inline function compiled for AVX-512 can be
 // taken by code that must run without it.
 #pragma once
+#include "core/device.h"
 
 enum class Isa : int { plain = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
@@ -19,30 +20,59 @@ Isa isa_from_name(const char* name);  // "auto" gives best_isa(); InputError for
 #endif
 
 // KERNEL_ENTRY(void, name, (int a, int b), (a, b)), at file scope behind the namespace: the public function
-// of the header.
+// of the header, for what is the CPU's alone.
 #if !defined(ISA_PLAIN)
 #define KERNEL_ENTRY(result, name, parameters, arguments)
-#elif defined(__x86_64__)
-#define KERNEL_ENTRY(result, name, parameters, arguments)                  \
-    namespace isa_avx2 {                                                   \
-    result name parameters;                                                \
-    }                                                                      \
-    namespace isa_avx512 {                                                 \
-    result name parameters;                                                \
-    }                                                                      \
-    namespace isa_avx512_bf16 {                                            \
-    result name parameters;                                                \
-    }                                                                      \
-    result name parameters {                                               \
-        switch (current_isa()) {                                           \
-            case Isa::avx512_bf16: return isa_avx512_bf16::name arguments; \
-            case Isa::avx512: return isa_avx512::name arguments;           \
-            case Isa::avx2: return isa_avx2::name arguments;               \
-            case Isa::plain: break;                                        \
-        }                                                                  \
-        return isa_plain::name arguments;                                  \
-    }
+#define DEVICE_ENTRY(device, result, name, parameters, arguments)
 #else
+#if defined(__x86_64__)
+#define DECLARE_ISAS(result, name, parameters) \
+    namespace isa_avx2 {                       \
+    result name parameters;                    \
+    }                                          \
+    namespace isa_avx512 {                     \
+    result name parameters;                    \
+    }                                          \
+    namespace isa_avx512_bf16 {                \
+    result name parameters;                    \
+    }
+#define CALL_BEST_ISA(name, arguments)                                 \
+    switch (current_isa()) {                                           \
+        case Isa::avx512_bf16: return isa_avx512_bf16::name arguments; \
+        case Isa::avx512: return isa_avx512::name arguments;           \
+        case Isa::avx2: return isa_avx2::name arguments;               \
+        case Isa::plain: break;                                        \
+    }                                                                  \
+    return isa_plain::name arguments;
+#else
+#define DECLARE_ISAS(result, name, parameters)
+#define CALL_BEST_ISA(name, arguments) return isa_plain::name arguments;
+#endif
 #define KERNEL_ENTRY(result, name, parameters, arguments) \
-    result name parameters { return isa_plain::name arguments; }
+    DECLARE_ISAS(result, name, parameters)                \
+    result name parameters { CALL_BEST_ISA(name, arguments) }
+
+// DEVICE_ENTRY(x.device, ...): the same for an op with a .cu file, whose code lies in on_simt (the emulator,
+// always there) and, where the build has CUDA, in on_cuda. The device decides.
+#if defined(INGOT_CUDA)
+#define DECLARE_CUDA(result, name, parameters) \
+    namespace on_cuda {                        \
+    result name parameters;                    \
+    }
+#define CALL_CUDA(name, arguments) return on_cuda::name arguments;
+#else
+#define DECLARE_CUDA(result, name, parameters)
+#define CALL_CUDA(name, arguments) fail_no_cuda();
+#endif
+#define DEVICE_ENTRY(device, result, name, parameters, arguments)     \
+    DECLARE_ISAS(result, name, parameters)                            \
+    DECLARE_CUDA(result, name, parameters)                            \
+    namespace on_simt {                                               \
+    result name parameters;                                           \
+    }                                                                 \
+    result name parameters {                                          \
+        if ((device) == Device::simt) return on_simt::name arguments; \
+        if ((device) == Device::cuda) CALL_CUDA(name, arguments)      \
+        CALL_BEST_ISA(name, arguments)                                \
+    }
 #endif

@@ -4,15 +4,17 @@
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
+#ifdef ISA_PLAIN
 void check_residual(Tensor out, Tensor a, Tensor b) {
     const ArgumentCheck check{"residual_forward", out.device};
     check.float_dtype("out", out);
     check.like("a", a, out);
     check.like("b", b, out);
 }
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
 
 template <class T>
 void forward(T* out, const T* a, const T* b, int64_t count) {
@@ -31,4 +33,5 @@ void residual_forward(Tensor out, Tensor a, Tensor b, Stream) {
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, residual_forward, (Tensor out, Tensor a, Tensor b, Stream stream), (out, a, b, stream))
+DEVICE_ENTRY(out.device, void, residual_forward, (Tensor out, Tensor a, Tensor b, Stream stream),
+             (out, a, b, stream))

@@ -4,3 +4,5 @@
 #include "core/tensor.h"
 
 void residual_forward(Tensor out, Tensor a, Tensor b, Stream stream = {});
+
+void check_residual(Tensor out, Tensor a, Tensor b);  // both backends'; throws InternalError

@@ -55,11 +55,13 @@ ForwardActivations layout_forward(Arena& arena, const ModelConfig& c, const RunS
 BackwardScratch layout_scratch(Arena& arena, const ModelConfig& c, const RunShape& shape, int64_t n) {
     BackwardScratch s;
     const int64_t max_tokens = shape.num_rows * shape.seq_len;
-    int64_t workspace_bytes = cross_entropy_scratch_bytes(max_tokens, c.vocab_size, shape.dtype);
+    int64_t workspace_bytes =
+        cross_entropy_scratch_bytes(max_tokens, c.vocab_size, shape.dtype, shape.device);
     if (shape.backward) {
         const AttentionShape attention{.num_heads = c.num_heads, .num_kv_heads = c.num_kv_heads};
-        workspace_bytes = std::max(workspace_bytes, attention_backward_scratch_bytes(
-                                                        max_tokens, shape.seq_len, c.head_dim, attention));
+        workspace_bytes = std::max(
+            workspace_bytes,
+            attention_backward_scratch_bytes(max_tokens, shape.seq_len, c.head_dim, attention, shape.device));
     }
     s.workspace = arena.take(DType::u8, workspace_bytes);
     if (!shape.backward) return s;

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <utility>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "core/io.h"
 #include "core/json.h"
@@ -161,7 +162,7 @@ void set_aside(const std::string& directory, const std::string& reason) {
 
 // load_checkpoint behind its hashes.
 TrainerState load_verified(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                           void* params, DType dtype, Optimizer& optimizer) {
+                           Tensor params, Optimizer& optimizer) {
     // Through config.json's own text, so that what JSON cannot carry is not compared.
     if (load_hf_config(directory) != config_from_json(config_to_json(config, "float32"), "this run's model"))
         fail_input({.what = "checkpoint is of another model",
@@ -173,13 +174,13 @@ TrainerState load_verified(const std::string& directory, const ParamTable& table
     const TrainerState state = state_from_json(cat({directory, "/", kStatePath}), saved_dtype);
 
     const char* master = saved_dtype == DType::f32 ? kModelPath : kMasterPath;
-    load_arena(cat({directory, "/", master}), table, optimizer.master(), DType::f32);
-    load_arena(cat({directory, "/", kMoment1Path}), table, optimizer.moment1(), DType::f32);
-    load_arena(cat({directory, "/", kMoment2Path}), table, optimizer.moment2(), DType::f32,
+    load_arena(cat({directory, "/", master}), table, optimizer.master());
+    load_arena(cat({directory, "/", kMoment1Path}), table, optimizer.moment1());
+    load_arena(cat({directory, "/", kMoment2Path}), table, optimizer.moment2(),
                [&](const ParamInfo& row) { return optimizer.has_second_moment(row); });
-    if (dtype == DType::bf16) {
-        if (saved_dtype == dtype)
-            load_arena(cat({directory, "/", kModelPath}), table, params, dtype);
+    if (params.dtype == DType::bf16) {
+        if (saved_dtype == params.dtype)
+            load_arena(cat({directory, "/", kModelPath}), table, params);
         else
             optimizer.publish_master();
     }
@@ -200,7 +201,7 @@ std::string checkpoint_name(int64_t step) {
 }
 
 void save_checkpoint(const std::string& out, const ParamTable& table, const ModelConfig& config,
-                     const void* params, DType dtype, const Optimizer& optimizer, const TrainerState& state,
+                     Tensor params, const Optimizer& optimizer, const TrainerState& state,
                      const std::string& tokenizer_directory) {
     CHECK(state.num_updates == optimizer.num_updates() && state.num_skipped == optimizer.num_skipped(),
           cat({"state ", state.num_updates, "+", state.num_skipped, ", optimizer ", optimizer.num_updates(),
@@ -214,24 +215,28 @@ void save_checkpoint(const std::string& out, const ParamTable& table, const Mode
     make_directories(root + "/trainer");
     struct Arena {
         const char* path;
-        const float* values;
+        Tensor values;
     };
     std::vector<Arena> arenas = {{kMoment1Path, optimizer.moment1()}, {kMoment2Path, optimizer.moment2()}};
-    if (dtype != DType::f32) arenas.push_back({kMasterPath, optimizer.master()});
+    if (params.dtype != DType::f32) arenas.push_back({kMasterPath, optimizer.master()});
 
     std::vector<FileRecord> records;
-    save_hf_model(root, table, config, params, dtype, tokenizer_directory);
+    save_hf_model(root, table, config, params, tokenizer_directory);
     for (const std::string& name : list_directory(root))
         if (!is_directory(root + "/" + name)) records.push_back({name});
-    for (const Arena& arena : arenas) records.push_back({arena.path});
-    write_file_atomic(cat({root, "/", kStatePath}), state_to_json(state, dtype));
+    for (const Arena& arena : arenas) {
+        records.push_back({arena.path});
+        // A device is this thread's.
+        if (!arena.values.on_host()) save_arena(cat({root, "/", arena.path}), table, arena.values);
+    }
+    write_file_atomic(cat({root, "/", kStatePath}), state_to_json(state, params.dtype));
     records.push_back({kStatePath});
     // SHA-256 is slower than the disk's cache: each large file is written and hashed by a thread of its own.
     parallel_for(static_cast<int64_t>(records.size()), [&](int64_t i) {
         FileRecord& record = records[static_cast<size_t>(i)];
         const std::string file = root + "/" + record.path;
         for (const Arena& arena : arenas)
-            if (record.path == arena.path) save_arena(file, table, arena.values, DType::f32);
+            if (record.path == arena.path && arena.values.on_host()) save_arena(file, table, arena.values);
         record.bytes = file_bytes(file);
         record.sha256 = sha256_file(file);
     });
@@ -240,14 +245,13 @@ void save_checkpoint(const std::string& out, const ParamTable& table, const Mode
 }
 
 TrainerState load_checkpoint(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                             void* params, DType dtype, Optimizer& optimizer) {
+                             Tensor params, Optimizer& optimizer) {
     verify(directory);
-    return load_verified(directory, table, config, params, dtype, optimizer);
+    return load_verified(directory, table, config, params, optimizer);
 }
 
 TrainerState load_newest_checkpoint(const std::string& out, const ParamTable& table,
-                                    const ModelConfig& config, void* params, DType dtype,
-                                    Optimizer& optimizer) {
+                                    const ModelConfig& config, Tensor params, Optimizer& optimizer) {
     std::vector<std::pair<std::string, std::string>> damaged;  // directory, reason
     for (const std::string& name : whole_checkpoints(out)) {
         const std::string directory = out + "/" + name;
@@ -258,7 +262,7 @@ TrainerState load_newest_checkpoint(const std::string& out, const ParamTable& ta
             continue;
         }
         for (const auto& [path, reason] : damaged) set_aside(path, reason);
-        return load_verified(directory, table, config, params, dtype, optimizer);
+        return load_verified(directory, table, config, params, optimizer);
     }
     CHECK(!damaged.empty(), cat({"no checkpoint in ", out}));
     throw InputError(damaged.front().second);  // none is left that could take its place: a person must look
@@ -282,7 +286,9 @@ void prune_checkpoints(const std::string& out, int64_t keep) {
     }
 }
 
-std::string weights_hash(const ParamTable& table, const float* master) {
+std::string weights_hash(const ParamTable& table, Tensor arena) {
+    const HostCopy copy(arena);
+    const float* master = copy.tensor().as<float>();
     const std::vector<ParamInfo>& rows = table.rows();
     std::vector<Hash128> hashes(rows.size());
     parallel_for(static_cast<int64_t>(rows.size()), [&](int64_t i) {

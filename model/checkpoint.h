@@ -34,18 +34,17 @@ std::string checkpoint_name(int64_t step);  // "step_00001000"
 // this writer alone (core/lock.h): what killed writers left in it is removed, and so is a step_N that is not
 // whole. The state's counts are the optimizer's.
 void save_checkpoint(const std::string& out, const ParamTable& table, const ModelConfig& config,
-                     const void* params, DType dtype, const Optimizer& optimizer, const TrainerState& state,
+                     Tensor params, const Optimizer& optimizer, const TrainerState& state,
                      const std::string& tokenizer_directory);
 // Verifies hashes, then restores the whole optimizer (master, m, v, counts, windows) and `params`, the arena
 // that the model reads. With equal dtypes params get the saved bits (a bf16 copy is rounded stochastically,
 // so it does not follow from the master); else they are published from the master.
 TrainerState load_checkpoint(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                             void* params, DType dtype, Optimizer& optimizer);
+                             Tensor params, Optimizer& optimizer);
 // The newest checkpoint of OUT whose hashes hold. Damaged ones that are newer are renamed to step_N.damaged,
 // in one line on stderr each; InputError, and nothing renamed, when no other is left. OUT must have one.
 TrainerState load_newest_checkpoint(const std::string& out, const ParamTable& table,
-                                    const ModelConfig& config, void* params, DType dtype,
-                                    Optimizer& optimizer);
+                                    const ModelConfig& config, Tensor params, Optimizer& optimizer);
 // The newest whole checkpoint in OUT, "" when there is none. Names decide, never modification times. Whole:
 // every file of hashes.json is there with its size; the hashes themselves are verified by load_checkpoint.
 std::string newest_checkpoint(const std::string& out);
@@ -53,4 +52,4 @@ std::string newest_checkpoint(const std::string& out);
 void prune_checkpoints(const std::string& out, int64_t keep);
 // Hash of every parameter's f32 master bytes in table order, padding excluded (XXH3-128 of the rows'
 // XXH3-128): equal runs print equal hashes.
-std::string weights_hash(const ParamTable& table, const float* master);
+std::string weights_hash(const ParamTable& table, Tensor master);

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <numeric>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "kernels/embedding.h"
+#include "kernels/kv_cache.h"
 #include "model/layer.h"
 
 namespace {
@@ -22,7 +24,7 @@ struct Decoder::State {
     int64_t max_tokens, length = 0;
     std::vector<LayerTensors> layers;
     Tensor wte, wpe, final_norm_w, final_norm_b, head;
-    Buffer memory;
+    Buffer memory, logits_on_host;
     // What a chunk of n tokens needs, and the cache behind it.
     struct Places {
         Tensor rope, logits, last_hidden, mean, rstd;  // [maxT,D], [1,V], [1,C], [1], [1]
@@ -31,17 +33,21 @@ struct Decoder::State {
         LayerActivations layer;
     } places;
 
-    State(const ModelConfig& c, const ParamTable& table, void* params, DType type, int64_t max)
-        : config(c), dtype(type), max_tokens(max) {
-        const auto slot = [&](Slot s) { return table.slot(params, dtype, s); };
+    State(const ModelConfig& c, const ParamTable& table, Tensor params, int64_t max)
+        : config(c), dtype(params.dtype), max_tokens(max) {
+        const auto slot = [&](Slot s) { return table.slot(params, s); };
         wte = slot(Slot::wte), wpe = slot(Slot::wpe);
         final_norm_w = slot(Slot::final_norm_w), final_norm_b = slot(Slot::final_norm_b);
         head = slot(config.tied_head ? Slot::wte : Slot::head_w);
-        for (int64_t l = 0; l < c.num_layers; ++l) layers.push_back(layer_tensors(table, params, dtype, l));
-        memory = Buffer(bytes(config, dtype, max_tokens));
+        for (int64_t l = 0; l < c.num_layers; ++l) layers.push_back(layer_tensors(table, params, l));
+        memory = Buffer(bytes(config, dtype, max_tokens), params.device);
         view_for(1);
+        if (!params.on_host()) logits_on_host = Buffer(places.logits.bytes());
         if (config.position == Position::rope) {
-            rope_table(places.rope, c.rope_theta, c.rope_scaling, c.max_position, max_tokens);
+            Buffer host(places.rope.bytes());
+            const Tensor table_on_host = host.tensor(DType::f32).view(max_tokens, config.head_dim);
+            rope_table(table_on_host, c.rope_theta, c.rope_scaling, c.max_position, max_tokens);
+            copy_tensor(places.rope, table_on_host);
         }
     }
 
@@ -70,37 +76,23 @@ struct Decoder::State {
     }
     void view_for(int64_t n) {
         if (!places.tokens.absent() && places.tokens.dims[0] == n) return;
-        Arena arena(memory.data());
+        Arena arena(memory);
         places = layout(arena, config, dtype, max_tokens, n);
-    }
-
-    // Keys and values of the chunk go behind those of the tokens before it.
-    void store_keys_and_values(int64_t layer) {
-        const Tensor qkv = places.layer.qkv;
-        const int64_t bytes = config.num_kv_heads * config.head_dim * dtype_bytes(dtype);
-        const int64_t row_bytes = config.qkv_dim() * dtype_bytes(dtype);
-        const char* row = static_cast<const char*>(qkv.data) + config.attention_dim() * dtype_bytes(dtype);
-        char* k = static_cast<char*>(places.k_cache[layer].data) + length * bytes;
-        char* v = static_cast<char*>(places.v_cache[layer].data) + length * bytes;
-        for (int64_t n = 0; n < qkv.dims[0]; ++n, row += row_bytes) {
-            std::memcpy(k + n * bytes, row, bytes);
-            std::memcpy(v + n * bytes, row + bytes, bytes);
-        }
     }
 
     void run_chunk(const int32_t* tokens, int64_t n) {
         view_for(n);
-        for (int64_t i = 0; i < n; ++i) {
-            places.tokens.as<int32_t>()[i] = tokens[i];
-            places.positions.as<int32_t>()[i] = static_cast<int32_t>(length + i);
-        }
+        std::vector<int32_t> positions(static_cast<size_t>(n));
+        std::iota(positions.begin(), positions.end(), static_cast<int32_t>(length));
+        copy_tensor(places.tokens, tensor_of(tokens, n));
+        copy_tensor(places.positions, tensor_of(positions.data(), n));
         const LayerRun run{.config = config, .rope = places.rope, .positions = places.positions};
         const LayerActivations& a = places.layer;
         embedding_forward(places.stream, wte, wpe, places.tokens, places.positions);
         for (int64_t l = 0; l < config.num_layers; ++l) {
             const LayerTensors& p = layers[static_cast<size_t>(l)];
             project_qkv(run, p, a, places.stream);
-            store_keys_and_values(l);
+            kv_cache_append(places.k_cache[l], places.v_cache[l], a.qkv, length);
             attention_cached(a.attention, a.qkv, places.k_cache[l], places.v_cache[l], length,
                              attention_shape(config, l));
             project_attention(run, p, a, places.stream);
@@ -111,15 +103,13 @@ struct Decoder::State {
     }
 };
 
-Decoder::Decoder(const ModelConfig& config, const ParamTable& table, const void* params, DType dtype,
-                 int64_t max_tokens) {
+Decoder::Decoder(const ModelConfig& config, const ParamTable& table, Tensor params, int64_t max_tokens) {
     if (max_tokens < 1 || max_tokens > config.max_position) {
         fail_input({.what = "context does not fit the model's positions",
                     .expected = cat({"1 to ", config.max_position, " tokens"}),
                     .actual = cat({max_tokens})});
     }
-    // Tensors are views that could write; the decoder only reads its parameters.
-    state_ = std::make_unique<State>(config, table, const_cast<void*>(params), dtype, max_tokens);
+    state_ = std::make_unique<State>(config, table, params, max_tokens);
 }
 Decoder::~Decoder() = default;
 int64_t Decoder::memory_bytes(const ModelConfig& config, DType dtype, int64_t max_tokens) {
@@ -155,7 +145,10 @@ const float* Decoder::append(const int32_t* tokens, int64_t count) {
     norm_forward(at.last_hidden, at.mean, at.rstd, at.stream.rows(at.stream.dims[0] - 1, 1), s.final_norm_w,
                  s.final_norm_b, s.config.norm_eps);
     matmul_forward(at.logits, at.last_hidden, s.head);
-    return at.logits.as<float>();
+    if (at.logits.on_host()) return at.logits.as<float>();
+    const Tensor result = s.logits_on_host.tensor(DType::f32);
+    copy_tensor(result, at.logits);
+    return result.as<float>();
 }
 
 std::vector<int32_t> generate(Decoder& decoder, const std::vector<int32_t>& prompt,

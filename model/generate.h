@@ -12,10 +12,9 @@
 
 class Decoder {
 public:
-    // params: arena of `dtype`, owned by the caller. max_tokens: prompt plus continuation, at most
+    // params: the arena, owned by the caller, on any device. max_tokens: prompt plus continuation, at most
     // config.max_position.
-    Decoder(const ModelConfig& config, const ParamTable& table, const void* params, DType dtype,
-            int64_t max_tokens);
+    Decoder(const ModelConfig& config, const ParamTable& table, Tensor params, int64_t max_tokens);
     ~Decoder();
     // What a decoder allocates, for memory plans.
     static int64_t memory_bytes(const ModelConfig& config, DType dtype, int64_t max_tokens);

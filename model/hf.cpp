@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "core/bf16.h"
+#include "core/device.h"
 #include "core/error.h"
 #include "core/io.h"
 #include "core/json.h"
@@ -268,8 +269,7 @@ struct LoadOptions {
 };
 
 // Fills every wanted row of the table.
-void load_rows(TensorSet& tensors, const ParamTable& table, void* arena, DType dtype,
-               const LoadOptions& options) {
+void load_rows(TensorSet& tensors, const ParamTable& table, Tensor arena, const LoadOptions& options) {
     std::vector<std::string> missing;
     for (const ParamInfo& row : table.rows()) {
         std::string name = row.hf_name;
@@ -281,9 +281,12 @@ void load_rows(TensorSet& tensors, const ParamTable& table, void* arena, DType d
         }
         check_entry(*entry, row, tensors.place(name));
         if (options.wanted && !options.wanted(row)) continue;
-        const Tensor out = table.tensor(arena, dtype, row);
-        const bool finite = dtype == DType::f32 ? load_row(out.as<float>(), *entry, row)
-                                                : load_row(out.as<bf16>(), *entry, row);
+        const Tensor place = arena.rows(row.offset, row.size());
+        Buffer staging(place.on_host() ? 0 : place.bytes());
+        const Tensor out = place.on_host() ? place : staging.tensor(arena.dtype);
+        const bool finite = out.dtype == DType::f32 ? load_row(out.as<float>(), *entry, row)
+                                                    : load_row(out.as<bf16>(), *entry, row);
+        if (!place.on_host()) copy_tensor(place, out);
         if (options.finite && !finite)
             fail_input({"tensor holds a value that is not finite", tensors.place(name), "numbers",
                         "NaN or infinity", "its model has diverged: use an earlier checkpoint"});
@@ -305,14 +308,15 @@ void fail_if_surplus(const std::vector<std::string>& names, const std::string& w
 // A tied model may carry its head all the same; then it must be the embedding, or the two would part in
 // training.
 template <class T>
-void check_tied_head(TensorSet& tensors, const ParamTable& table, const T* arena) {
+void check_tied_head(TensorSet& tensors, const ParamTable& table, Tensor arena) {
     const std::string name = "lm_head.weight";
     const SafetensorsEntry* head = tensors.take(name);
     if (!head) return;
     for (const ParamInfo& row : table.rows()) {
         if (row.slot != Slot::wte) continue;
         check_entry(*head, row, tensors.place(name));
-        const T* embedding = arena + row.offset;
+        const HostCopy wte(table.tensor(arena, row));
+        const T* embedding = wte.tensor().as<T>();
         const bool same = all_elements(*head, [&](int64_t i, float value) {
             T stored;
             store(stored, value);
@@ -330,8 +334,9 @@ void check_tied_head(TensorSet& tensors, const ParamTable& table, const T* arena
 // --------------------------------------------------------------------------------------------------------
 
 template <class T>
-void write_row(AtomicFile& file, const ParamInfo& row, const T* arena) {
-    const T* values = arena + row.offset;
+void write_row(AtomicFile& file, const ParamInfo& row, Tensor arena) {
+    const HostCopy copy(arena.rows(row.offset, row.size()));
+    const T* values = copy.tensor().as<T>();
     std::vector<T> as_stored;
     if (row.hf_transposed) {
         as_stored.resize(static_cast<size_t>(row.size()));
@@ -372,45 +377,44 @@ ModelSource find_model(const std::string& init) {
 }
 
 void load_hf_weights(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                     void* arena, DType dtype) {
-    CHECK(dtype == DType::f32 || dtype == DType::bf16, dtype_name(dtype));
+                     Tensor arena) {
+    CHECK(arena.dtype == DType::f32 || arena.dtype == DType::bf16, dtype_name(arena.dtype));
     TensorSet tensors = open_weights(directory);
     verify_listed_hashes(directory, tensors.file_names());
-    load_rows(tensors, table, arena, dtype, {.bare_names = true, .finite = true});
-    if (config.tied_head && dtype == DType::f32)
-        check_tied_head(tensors, table, static_cast<const float*>(arena));
-    if (config.tied_head && dtype == DType::bf16)
-        check_tied_head(tensors, table, static_cast<const bf16*>(arena));
+    load_rows(tensors, table, arena, {.bare_names = true, .finite = true});
+    if (config.tied_head && arena.dtype == DType::f32) check_tied_head<float>(tensors, table, arena);
+    if (config.tied_head && arena.dtype == DType::bf16) check_tied_head<bf16>(tensors, table, arena);
     std::vector<std::string> surplus = tensors.untaken();
     std::erase_if(surplus, is_known_buffer);
     fail_if_surplus(surplus, tensors.where());
 }
 
-void save_arena(const std::string& path, const ParamTable& table, const void* arena, DType dtype) {
+void save_arena(const std::string& path, const ParamTable& table, Tensor arena) {
+    const DType dtype = arena.dtype;
     CHECK(dtype == DType::f32 || dtype == DType::bf16, dtype_name(dtype));
     std::vector<SafetensorsOutput> tensors;
     for (const ParamInfo& row : table.rows())
         tensors.push_back(
             {row.hf_name, dtype == DType::f32 ? "F32" : "BF16", hf_shape(row), [&, dtype](AtomicFile& file) {
                  if (dtype == DType::f32)
-                     write_row(file, row, static_cast<const float*>(arena));
+                     write_row<float>(file, row, arena);
                  else
-                     write_row(file, row, static_cast<const bf16*>(arena));
+                     write_row<bf16>(file, row, arena);
              }});
     write_safetensors(path, tensors, {{"format", "pt"}});  // transformers refuses files without it
 }
 
-void load_arena(const std::string& path, const ParamTable& table, void* arena, DType dtype,
+void load_arena(const std::string& path, const ParamTable& table, Tensor arena,
                 const std::function<bool(const ParamInfo&)>& wanted) {
     TensorSet tensors(path);
     tensors.add_file(path);
-    load_rows(tensors, table, arena, dtype, {.wanted = wanted});
+    load_rows(tensors, table, arena, {.wanted = wanted});
     fail_if_surplus(tensors.untaken(), path);
 }
 
 void save_hf_model(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                   const void* arena, DType dtype, const std::string& tokenizer_directory) {
-    const std::string torch_dtype = dtype == DType::bf16 ? "bfloat16" : "float32";
+                   Tensor arena, const std::string& tokenizer_directory) {
+    const std::string torch_dtype = arena.dtype == DType::bf16 ? "bfloat16" : "float32";
     write_file_atomic(directory + "/config.json", config_to_json(config, torch_dtype));
     json generation = json::object();
     if (config.bos_token >= 0) generation["bos_token_id"] = config.bos_token;
@@ -418,5 +422,5 @@ void save_hf_model(const std::string& directory, const ParamTable& table, const 
     if (!config.eos_list.empty()) generation["eos_token_id"] = config.eos_list;
     write_file_atomic(directory + "/generation_config.json", generation.dump() + "\n");
     if (!tokenizer_directory.empty()) copy_tokenizer(tokenizer_directory, directory);
-    save_arena(directory + "/model.safetensors", table, arena, dtype);
+    save_arena(directory + "/model.safetensors", table, arena);
 }

@@ -20,21 +20,21 @@ struct ModelSource {
 };
 ModelSource find_model(const std::string& init);
 
-// Loads model.safetensors, or the shards of model.safetensors.index.json (F32, BF16, F16), into an arena of
-// `dtype`, f32 or bf16 (rounded to nearest). Missing, surplus or misshapen tensors, values that are not
+// Loads model.safetensors, or the shards of model.safetensors.index.json (F32, BF16, F16), into an arena,
+// f32 or bf16 (rounded to nearest). Missing, surplus or misshapen tensors, values that are not
 // finite and files that are not what the checkpoint's own hashes say are InputErrors naming what, expected
 // and actual; the arena is then undefined.
 void load_hf_weights(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                     void* arena, DType dtype = DType::f32);
+                     Tensor arena);
 
-// Writes config.json, generation_config.json, model.safetensors (from an arena of `dtype`, f32 or bf16) and
+// Writes config.json, generation_config.json, model.safetensors (from an arena, f32 or bf16) and
 // the tokenizer's files, copied from tokenizer_directory when that is not "", into `directory`, which must
 // exist.
 void save_hf_model(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                   const void* arena, DType dtype, const std::string& tokenizer_directory);
+                   Tensor arena, const std::string& tokenizer_directory);
 
 // One arena as one safetensors file, under HF names and in HF shapes. Loading expects exactly these tensors;
 // values of another dtype are converted, to nearest. Rows that are not `wanted` stay as they are.
-void save_arena(const std::string& path, const ParamTable& table, const void* arena, DType dtype);
-void load_arena(const std::string& path, const ParamTable& table, void* arena, DType dtype,
+void save_arena(const std::string& path, const ParamTable& table, Tensor arena);
+void load_arena(const std::string& path, const ParamTable& table, Tensor arena,
                 const std::function<bool(const ParamInfo&)>& wanted = {});

@@ -13,7 +13,7 @@ struct LayerTensors {
     Tensor norm1_w, norm1_b, qkv_w, qkv_b, q_norm, k_norm, out_w, out_b;
     Tensor norm2_w, norm2_b, fc_w, fc_b, proj_w, proj_b;
 };
-LayerTensors layer_tensors(const ParamTable& table, void* arena, DType dtype, int64_t layer);
+LayerTensors layer_tensors(const ParamTable& table, Tensor arena, int64_t layer);
 
 // LayerNorm or RMSNorm, by whether there is a bias. mean is not used by RMSNorm.
 void norm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps);

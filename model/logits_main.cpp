@@ -59,8 +59,7 @@ Batch batch_of(const std::vector<int32_t>& tokens) {
     return batch;
 }
 
-void write_logits(const Options& options, const ModelConfig& config, const ParamTable& table,
-                  const Buffer& weights) {
+void write_logits(const Options& options, const ModelConfig& config, const Buffer& weights) {
     const Batch batch = batch_of(parse_tokens(options.tokens, config));
     const DType dtype = options.dtype == "bf16" ? DType::bf16 : DType::f32;
     const RunShape shape = {.seq_len = batch.seq_len,
@@ -68,8 +67,7 @@ void write_logits(const Options& options, const ModelConfig& config, const Param
                             .math = options.math == "bf16" ? MatmulMath::bf16 : MatmulMath::f32,
                             .backward = false};
     Transformer transformer(config, shape);
-    cast(make_tensor(transformer.params(), dtype, table.arena_size()),
-         make_tensor(weights.data(), DType::f32, table.arena_size()));
+    cast(transformer.params(), weights.tensor(DType::f32));
     Buffer logits(batch.seq_len * config.vocab_size * dtype_bytes(DType::f32));
     transformer.forward_logits(batch,
                                make_tensor(logits.data(), DType::f32, batch.seq_len, config.vocab_size));
@@ -93,10 +91,9 @@ void save_model(const Options& options, const ModelConfig& config, const ParamTa
                 const Buffer& weights) {
     const DType dtype = options.dtype == "bf16" ? DType::bf16 : DType::f32;
     Buffer rounded(table.arena_size() * dtype_bytes(dtype));
-    cast(make_tensor(rounded.data(), dtype, table.arena_size()),
-         make_tensor(weights.data(), DType::f32, table.arena_size()));
+    cast(rounded.tensor(dtype), weights.tensor(DType::f32));
     AtomicDirectory directory(options.save);
-    save_hf_model(directory.temporary(), table, config, rounded.data(), dtype, options.tokenizer);
+    save_hf_model(directory.temporary(), table, config, rounded.tensor(dtype), options.tokenizer);
     directory.commit();
     std::printf("logits: %s: %lld parameters, %s\n", options.save.c_str(),
                 static_cast<long long>(table.num_params()), options.dtype.c_str());
@@ -132,12 +129,12 @@ int logits(int argc, char** argv) {
     const ModelConfig config = config_of(options);
     const ParamTable table(config);
     Buffer weights(table.arena_size() * dtype_bytes(DType::f32));
-    float* values = static_cast<float*>(weights.data());
+    const Tensor values = weights.tensor(DType::f32);
     if (!options.model.empty())
         load_hf_weights(options.model, table, config, values);
     else
         init_params(table, values, static_cast<uint64_t>(options.seed));
-    if (!options.out.empty()) write_logits(options, config, table, weights);
+    if (!options.out.empty()) write_logits(options, config, weights);
     if (!options.save.empty()) save_model(options, config, table, weights);
     return 0;
 }

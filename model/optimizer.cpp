@@ -111,24 +111,20 @@ void OutlierWindow::restore(const std::vector<double>& values) {
 struct Optimizer::State {
     const ParamTable* table;
     OptimizerConfig config;
-    DType dtype;
     MatmulMath math;
-    void* params;
+    Tensor params;
     std::vector<Stretch> stretches;
     Buffer master, moment1, moment2, muon_scratch;
     int64_t num_updates = 0, num_skipped = 0, skips_in_a_row = 0;
     OutlierWindow losses, norms;
 
-    float* master_data() const { return static_cast<float*>(dtype == DType::f32 ? params : master.data()); }
-
-    Tensor slice(const Buffer& buffer, int64_t begin, int64_t size) const {
-        return tensor_of(static_cast<float*>(buffer.data()) + begin, size);
-    }
-    Tensor master_slice(int64_t begin, int64_t size) const { return tensor_of(master_data() + begin, size); }
+    bool params_are_master() const { return params.dtype == DType::f32; }
+    Tensor master_arena() const { return params_are_master() ? params : master.tensor(DType::f32); }
+    Tensor moment1_arena() const { return moment1.tensor(DType::f32); }
+    Tensor moment2_arena() const { return moment2.tensor(DType::f32); }
     // The bf16 copy that the model reads; absent when the master itself is what it reads.
-    Tensor param_slice(int64_t begin, int64_t size) const {
-        if (dtype == DType::f32) return {};
-        return tensor_of(static_cast<bf16*>(params) + begin, size);
+    Tensor rounded(int64_t begin, int64_t size) const {
+        return params_are_master() ? Tensor{} : params.rows(begin, size);
     }
 
     // Why the step must not be applied, or "". scaled_norm: of the gradient as it would be applied.
@@ -140,7 +136,7 @@ struct Optimizer::State {
         return "";
     }
 
-    void update_adamw(const Stretch& s, float* grads, double lr, float grad_scale, RandomKey rounding) {
+    void update_adamw(const Stretch& s, Tensor grads, double lr, float grad_scale, RandomKey rounding) {
         const int64_t size = s.end - s.begin;
         const AdamWStep step{.lr = static_cast<float>(lr),
                              .beta1 = static_cast<float>(config.beta1),
@@ -151,11 +147,12 @@ struct Optimizer::State {
                              .step = num_updates,
                              .rounding = rounding,
                              .first_index = s.begin};
-        adamw_step(param_slice(s.begin, size), master_slice(s.begin, size), slice(moment1, s.begin, size),
-                   slice(moment2, s.begin, size), tensor_of(grads + s.begin, size), step);
+        adamw_step(rounded(s.begin, size), master_arena().rows(s.begin, size),
+                   moment1_arena().rows(s.begin, size), moment2_arena().rows(s.begin, size),
+                   grads.rows(s.begin, size), step);
     }
 
-    void update_muon(const Stretch& s, float* grads, double lr, float grad_scale, RandomKey rounding) {
+    void update_muon(const Stretch& s, Tensor grads, double lr, float grad_scale, RandomKey rounding) {
         const int64_t rows = s.matrix->rows / s.matrix->muon_blocks, cols = s.matrix->cols;
         for (int64_t block = 0; block < s.matrix->muon_blocks; ++block) {
             const int64_t begin = s.begin + block * rows * cols, size = rows * cols;
@@ -165,30 +162,27 @@ struct Optimizer::State {
                                 .grad_scale = grad_scale,
                                 .rounding = rounding,
                                 .first_index = begin};
-            Tensor param = param_slice(begin, size);
-            if (!param.absent()) param = param.view(rows, cols);
-            muon_step(param, master_slice(begin, size).view(rows, cols),
-                      slice(moment1, begin, size).view(rows, cols), tensor_of(grads + begin, rows, cols),
-                      step, math, make_tensor(muon_scratch.data(), DType::u8, muon_scratch.bytes()));
+            const auto matrix = [&](Tensor arena) { return arena.rows(begin, size).view(rows, cols); };
+            muon_step(params_are_master() ? Tensor{} : matrix(params), matrix(master_arena()),
+                      matrix(moment1_arena()), matrix(grads), step, math, muon_scratch.tensor());
         }
     }
 };
 
-Optimizer::Optimizer(const ParamTable& table, const OptimizerConfig& config, void* params, DType dtype,
-                     MatmulMath math)
+Optimizer::Optimizer(const ParamTable& table, const OptimizerConfig& config, Tensor params, MatmulMath math)
     : state_(std::make_unique<State>()) {
     const int64_t arena_bytes = table.arena_size() * dtype_bytes(DType::f32);
     state_->table = &table;
     state_->config = config;
-    state_->dtype = dtype;
     state_->math = math;
     state_->params = params;
     state_->stretches = stretches_of(table, config.muon);
-    if (dtype != DType::f32) state_->master = Buffer(arena_bytes);
-    state_->moment1 = Buffer(arena_bytes);
-    state_->moment2 = Buffer(arena_bytes);
+    const Device device = params.device;
+    if (!state_->params_are_master()) state_->master = Buffer(arena_bytes, device);
+    state_->moment1 = Buffer(arena_bytes, device);
+    state_->moment2 = Buffer(arena_bytes, device);
     const int64_t scratch = muon_scratch_of(state_->stretches);
-    if (scratch > 0) state_->muon_scratch = Buffer(scratch);
+    if (scratch > 0) state_->muon_scratch = Buffer(scratch, device);
 }
 
 Optimizer::~Optimizer() = default;
@@ -202,20 +196,18 @@ void Optimizer::plan(MemoryPlan& plan, const ParamTable& table, const OptimizerC
     if (const int64_t scratch = muon_scratch_of(stretches); scratch > 0) plan.add("Muon scratch", scratch);
 }
 
-float* Optimizer::master() const { return state_->master_data(); }
-float* Optimizer::moment1() const { return static_cast<float*>(state_->moment1.data()); }
-float* Optimizer::moment2() const { return static_cast<float*>(state_->moment2.data()); }
+Tensor Optimizer::master() const { return state_->master_arena(); }
+Tensor Optimizer::moment1() const { return state_->moment1_arena(); }
+Tensor Optimizer::moment2() const { return state_->moment2_arena(); }
 
 void Optimizer::publish_master() {
-    if (state_->dtype == DType::f32) return;
-    const int64_t size = state_->table->arena_size();
-    cast(state_->param_slice(0, size), state_->master_slice(0, size));
+    if (!state_->params_are_master()) cast(state_->params, state_->master_arena());
 }
 
-StepResult Optimizer::step(float* grads, double lr, double mean_loss) {
+StepResult Optimizer::step(Tensor grads, double lr, double mean_loss) {
     State& s = *state_;
     StepResult result;
-    result.grad_norm = std::sqrt(sum_of_squares(tensor_of(grads, s.table->arena_size())));
+    result.grad_norm = std::sqrt(sum_of_squares(grads));
     // torch.nn.utils.clip_grad_norm_'s formula, its 1e-6 included.
     const double clip = s.config.grad_clip;
     const double grad_scale = clip > 0 ? std::min(1.0, clip / (result.grad_norm + 1e-6)) : 1.0;

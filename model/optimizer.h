@@ -47,21 +47,21 @@ struct StepResult {
 
 class Optimizer {
 public:
-    // params: the arena that the model reads; with bf16 params a f32 master copy is kept here.
-    Optimizer(const ParamTable& table, const OptimizerConfig& config, void* params, DType dtype,
-              MatmulMath math);
+    // params: the arena that the model reads, on any device; the state lies there too. With bf16 params a f32
+    // master copy is kept here.
+    Optimizer(const ParamTable& table, const OptimizerConfig& config, Tensor params, MatmulMath math);
     ~Optimizer();
     static void plan(MemoryPlan& plan, const ParamTable& table, const OptimizerConfig& config, DType dtype);
 
-    float* master() const;   // f32 arena: the parameters themselves in f32 training
-    float* moment1() const;  // m, and Muon's momentum
-    float* moment2() const;  // v
+    Tensor master() const;   // f32 arena: the parameters themselves in f32 training
+    Tensor moment1() const;  // m, and Muon's momentum
+    Tensor moment2() const;  // v
     void publish_master();  // params = round(master), after init or load (to nearest: no step has been taken)
 
     // One update from grads (f32 arena, already averaged over all tokens). `mean_loss` only feeds the guard.
     // A gradient is non-finite when its square, after clipping, is beyond f32: AdamW's second moment holds
     // it.
-    StepResult step(float* grads, double lr, double mean_loss);
+    StepResult step(Tensor grads, double lr, double mean_loss);
 
     int64_t num_updates() const;  // t of the bias correction: applied steps
     void set_num_updates(int64_t t);

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "core/threads.h"
 
@@ -127,7 +128,7 @@ ParamTable::ParamTable(const ModelConfig& config) {
     arena_size_ = (table.end() + kSlotAlign - 1) / kSlotAlign * kSlotAlign;
 }
 
-Tensor ParamTable::slot(void* arena, DType dtype, Slot slot, int64_t layer) const {
+Tensor ParamTable::slot(Tensor arena, Slot slot, int64_t layer) const {
     const ParamInfo* first = nullptr;
     int64_t num_rows = 0;
     for (const ParamInfo& row : rows_) {
@@ -136,28 +137,30 @@ Tensor ParamTable::slot(void* arena, DType dtype, Slot slot, int64_t layer) cons
         num_rows += row.rows;
     }
     if (!first) return {};
-    char* data = static_cast<char*>(arena) + first->offset * dtype_bytes(dtype);
-    return first->rank == 2 ? make_tensor(data, dtype, num_rows, first->cols)
-                            : make_tensor(data, dtype, num_rows);
+    const Tensor flat = arena.rows(first->offset, num_rows * first->cols);
+    return first->rank == 2 ? flat.view(num_rows, first->cols) : flat;
 }
 
-Tensor ParamTable::tensor(void* arena, DType dtype, const ParamInfo& row) const {
-    char* data = static_cast<char*>(arena) + row.offset * dtype_bytes(dtype);
-    return row.rank == 2 ? make_tensor(data, dtype, row.rows, row.cols) : make_tensor(data, dtype, row.rows);
+Tensor ParamTable::tensor(Tensor arena, const ParamInfo& row) const {
+    const Tensor flat = arena.rows(row.offset, row.size());
+    return row.rank == 2 ? flat.view(row.rows, row.cols) : flat;
 }
 
-void init_params(const ParamTable& table, float* arena, uint64_t seed) {
+void init_params(const ParamTable& table, Tensor arena, uint64_t seed) {
     constexpr int64_t kGrain = 1 << 14;
     for (size_t r = 0; r < table.rows().size(); ++r) {
         const ParamInfo& row = table.rows()[r];
         if (row.init == Init::zeros) continue;
         const RandomKey key{.seed = seed, .stream = r};
         const float std = float(row.init_std);
-        float* values = arena + row.offset;
+        const Tensor out = table.tensor(arena, row);
+        Buffer staging(out.on_host() ? 0 : out.bytes());
+        float* values = out.on_host() ? out.as<float>() : static_cast<float*>(staging.data());
         parallel_ranges(row.size(), kGrain, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
                 values[i] = row.init == Init::ones ? 1.0f : std * random_normal(key, uint64_t(i));
             }
         });
+        if (!out.on_host()) copy_tensor(out.view(row.size()), staging.tensor(DType::f32));
     }
 }

@@ -60,11 +60,12 @@ public:
     const std::vector<ParamInfo>& rows() const { return rows_; }
     int64_t arena_size() const { return arena_size_; }  // elements, padding included
     int64_t num_params() const { return num_params_; }  // padding excluded, a tied head counted once
-    // The whole slot as one tensor over an arena of `dtype`: [rows of all its pieces, cols], vectors [rows].
+    // An arena is a flat tensor of arena_size() elements, f32 or bf16, on any device.
+    // The whole slot as one tensor of the arena: [rows of all its pieces, cols], vectors [rows].
     // Absent tensor when the model has no such slot.
-    Tensor slot(void* arena, DType dtype, Slot slot, int64_t layer = -1) const;
+    Tensor slot(Tensor arena, Slot slot, int64_t layer = -1) const;
     // One row's tensor: [rows, cols] or [rows].
-    Tensor tensor(void* arena, DType dtype, const ParamInfo& row) const;
+    Tensor tensor(Tensor arena, const ParamInfo& row) const;
 
 private:
     std::vector<ParamInfo> rows_;
@@ -73,4 +74,4 @@ private:
 
 // Fills a zeroed f32 arena by the table's init column. Element i of a row draws from (seed, row index, i)
 // alone. Residual projections (out_w, proj_w) are scaled by 1/sqrt(2L).
-void init_params(const ParamTable& table, float* arena, uint64_t seed);
+void init_params(const ParamTable& table, Tensor arena, uint64_t seed);

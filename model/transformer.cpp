@@ -3,13 +3,16 @@
 
 #include <algorithm>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "core/threads.h"
 #include "kernels/cast.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
+#include "kernels/loss_sum.h"
 #include "kernels/matmul_scratch.h"
 #include "kernels/rope.h"
+#include "model/batch_tensors.h"
 #include "model/layer.h"
 
 namespace {
@@ -56,10 +59,6 @@ int64_t scratch_bytes(const ModelConfig& config, const RunShape& shape) {
     return arena.bytes();
 }
 
-Tensor tensor_of_ids(const std::vector<int32_t>& ids) {
-    return tensor_of(const_cast<int32_t*>(ids.data()), static_cast<int64_t>(ids.size()));
-}
-
 void check_ids(const std::vector<int32_t>& ids, int32_t min, int64_t end, const char* what,
                const char* hint) {
     for (size_t i = 0; i < ids.size(); ++i) {
@@ -81,35 +80,53 @@ struct Transformer::State {
     std::vector<LayerTensors> p, g;  // parameters and gradients of each layer
     ForwardActivations forward;      // views for num_tokens tokens
     BackwardScratch backward;
+    BatchTensors batch;
+    Buffer total_loss;  // one f64
     int64_t num_tokens = 0;
+    // Graphs of forward and backward, for a number of tokens and whether gradients are added to. The first
+    // micro-batch of a kind runs as it is: libraries then choose their algorithms, and memory is allocated.
+    struct Step {
+        int64_t num_tokens;
+        bool accumulate;
+        DeviceGraph graph;
+    };
+    std::vector<Step> steps;
 
     State(const ModelConfig& c, const RunShape& s)
         : config(c),
           shape(s),
           table(c),
-          params(params_bytes(table, s.dtype)),
-          grads(grads_bytes(table, s)),
-          activations(activation_bytes(c, s)),
-          scratch(scratch_bytes(c, s)) {
+          params(params_bytes(table, s.dtype), s.device),
+          grads(grads_bytes(table, s), s.device),
+          activations(activation_bytes(c, s), s.device),
+          scratch(scratch_bytes(c, s), s.device),
+          batch(s.num_rows * s.seq_len, s.device),
+          total_loss(dtype_bytes(DType::f64), s.device) {
         for (int64_t l = 0; l < c.num_layers; ++l) {
-            p.push_back(layer_tensors(table, params.data(), s.dtype, l));
-            if (s.backward) g.push_back(layer_tensors(table, grads.data(), DType::f32, l));
+            p.push_back(layer_tensors(table, param_arena(), l));
+            if (s.backward) g.push_back(layer_tensors(table, grad_arena(), l));
         }
         view_for(s.num_rows * s.seq_len);
         if (c.position == Position::rope) {
-            rope_table(forward.rope, c.rope_theta, c.rope_scaling, c.max_position, s.seq_len);
+            Buffer host(forward.rope.bytes());
+            const Tensor table_on_host =
+                host.tensor(DType::f32).view(forward.rope.dims[0], forward.rope.dims[1]);
+            rope_table(table_on_host, c.rope_theta, c.rope_scaling, c.max_position, s.seq_len);
+            copy_tensor(forward.rope, table_on_host);
         }
     }
 
-    Tensor param(Slot slot) const { return table.slot(params.data(), shape.dtype, slot); }
-    Tensor grad(Slot slot) const { return table.slot(grads.data(), DType::f32, slot); }
+    Tensor param_arena() const { return params.tensor(shape.dtype); }
+    Tensor grad_arena() const { return shape.backward ? grads.tensor(DType::f32) : Tensor{}; }
+    Tensor param(Slot slot) const { return table.slot(param_arena(), slot); }
+    Tensor grad(Slot slot) const { return table.slot(grad_arena(), slot); }
     Slot head() const { return config.tied_head ? Slot::wte : Slot::head_w; }
 
     // Smaller micro-batches use the front of the same memory.
     void view_for(int64_t n) {
         if (n == num_tokens) return;
         num_tokens = n;
-        Arena forward_arena(activations.data()), scratch_arena(scratch.data());
+        Arena forward_arena(activations), scratch_arena(scratch);
         forward = layout_forward(forward_arena, config, shape, n);
         backward = layout_scratch(scratch_arena, config, shape, n);
         CHECK(forward_arena.bytes() <= activations.bytes() && scratch_arena.bytes() <= scratch.bytes(),
@@ -143,22 +160,27 @@ struct Transformer::State {
                   "");
     }
 
-    LayerRun layer_run(const Batch& batch, bool keep) const {
+    LayerRun layer_run(bool keep) const {
         return {.config = config,
                 .math = shape.math,
                 .rope = forward.rope,
-                .positions = tensor_of_ids(batch.positions),
-                .cu_seqlens = tensor_of_ids(batch.cu_seqlens),
+                .positions = batch.positions,
+                .cu_seqlens = batch.cu_seqlens,
                 .keep_for_backward = keep};
     }
 
+    // Brings a micro-batch to where the kernels read it. It must stay until they have run.
+    void load(const Batch& next, float dloss_scale) {
+        check_batch(next);
+        view_for(next.num_rows * next.seq_len);
+        batch.load(next, dloss_scale);
+    }
+
     // Fills forward.hidden. Without `keep` all layers use the first one's memory, which then stays in cache.
-    void run_forward(const Batch& batch, bool keep) {
-        check_batch(batch);
-        view_for(batch.num_rows * batch.seq_len);
-        const LayerRun run = layer_run(batch, keep);
+    void run_forward(bool keep) {
+        const LayerRun run = layer_run(keep);
         Tensor x = forward.stream[0];
-        embedding_forward(x, param(Slot::wte), param(Slot::wpe), tensor_of_ids(batch.tokens), run.positions);
+        embedding_forward(x, param(Slot::wte), param(Slot::wpe), batch.tokens, run.positions);
         for (size_t l = 0; l < p.size(); ++l) {
             const LayerActivations& a = forward.layers[keep ? l : 0];
             const Tensor y = keep ? forward.stream[l + 1] : x;
@@ -186,33 +208,46 @@ struct Transformer::State {
                 case Slot::norm2_w:
                 case Slot::norm2_b:
                 case Slot::final_norm_w:
-                case Slot::final_norm_b: fill_zero(table.tensor(grads.data(), DType::f32, row)); break;
+                case Slot::final_norm_b: fill_zero(table.tensor(grad_arena(), row)); break;
                 default: break;
             }
         }
     }
 
-    void run_backward(const Batch& batch, float dloss_scale, bool accumulate) {
-        const LayerRun run = layer_run(batch, true);
+    void run_backward(bool accumulate) {
+        const LayerRun run = layer_run(true);
         const BackwardScratch& s = backward;
         if (!accumulate) zero_accumulated_grads();
-        cross_entropy(forward.losses, s.dnorm, grad(head()), forward.hidden, param(head()),
-                      tensor_of_ids(batch.targets), dloss_scale, accumulate, shape.math, s.workspace);
+        cross_entropy(forward.losses, s.dnorm, grad(head()), forward.hidden, param(head()), batch.targets,
+                      batch.dloss_scale, accumulate, shape.math, s.workspace);
+        loss_sum(total_loss.tensor(DType::f64), forward.losses, accumulate);
         norm_backward(s.dstream, grad(Slot::final_norm_w), grad(Slot::final_norm_b), s.dnorm,
                       forward.stream.back(), param(Slot::final_norm_w), forward.mean, forward.rstd, false);
         for (size_t l = p.size(); l-- > 0;) {
             layer_backward(run, p[l], g[l], forward.layers[l], s, forward.stream[l], static_cast<int64_t>(l),
                            shape.recompute, accumulate);
         }
-        embedding_backward(grad(Slot::wte), grad(Slot::wpe), s.dstream, tensor_of_ids(batch.tokens),
-                           run.positions);
+        embedding_backward(grad(Slot::wte), grad(Slot::wpe), s.dstream, batch.tokens, run.positions);
     }
 
-    double sum_losses() const {
-        const float* losses = forward.losses.as<float>();
-        double sum = 0;
-        for (int64_t n = 0; n < num_tokens; ++n) sum += losses[n];
-        return sum;
+    void run_step(bool accumulate) {
+        run_forward(true);
+        run_backward(accumulate);
+    }
+
+    void run_step_as_graph(bool accumulate) {
+        for (Step& step : steps) {
+            if (step.num_tokens != num_tokens || step.accumulate != accumulate) continue;
+            if (!step.graph.recorded()) step.graph.record([&] { run_step(accumulate); });
+            return step.graph.launch();
+        }
+        steps.push_back({num_tokens, accumulate, DeviceGraph(shape.device)});
+        run_step(accumulate);
+    }
+
+    double read_loss_sum() const {
+        const HostCopy sum(total_loss.tensor(DType::f64));
+        return *sum.tensor().as<double>();
     }
 };
 
@@ -229,6 +264,7 @@ void Transformer::plan(MemoryPlan& plan, const ModelConfig& config, const RunSha
     if (shape.backward) plan.add("gradients (f32)", grads_bytes(table, shape));
     plan.add("activations", activation_bytes(config, shape));
     plan.add("scratch", scratch_bytes(config, shape));
+    if (shape.device != Device::cpu) return;
     plan.add("matmul scratch", matmul_scratch_bytes(num_threads()));
     plan.add("attention scratch", num_threads() * kAttentionWorkerBytes);
 }
@@ -236,31 +272,43 @@ void Transformer::plan(MemoryPlan& plan, const ModelConfig& config, const RunSha
 const ModelConfig& Transformer::config() const { return state_->config; }
 const RunShape& Transformer::shape() const { return state_->shape; }
 const ParamTable& Transformer::table() const { return state_->table; }
-void* Transformer::params() const { return state_->params.data(); }
-float* Transformer::grads() const { return static_cast<float*>(state_->grads.data()); }
+Tensor Transformer::params() const { return state_->param_arena(); }
+Tensor Transformer::grads() const { return state_->grad_arena(); }
 int64_t Transformer::allocated_bytes() const {
     const State& s = *state_;
     return s.params.bytes() + s.grads.bytes() + s.activations.bytes() + s.scratch.bytes();
 }
 
-double Transformer::forward_backward(const Batch& batch, float dloss_scale, bool accumulate) {
-    CHECK(state_->shape.backward, "this transformer was made for evaluation only");
-    state_->run_forward(batch, true);
-    state_->run_backward(batch, dloss_scale, accumulate);
-    return state_->sum_losses();
+void Transformer::forward_backward(const Batch& batch, float dloss_scale, bool accumulate) {
+    State& s = *state_;
+    CHECK(s.shape.backward, "this transformer was made for evaluation only");
+    s.load(batch, dloss_scale);
+    if (s.shape.device == Device::cpu) {
+        s.run_step(accumulate);
+    } else {
+        s.run_step_as_graph(accumulate);
+    }
 }
+
+double Transformer::total_loss() const { return state_->read_loss_sum(); }
 
 double Transformer::forward_loss(const Batch& batch, Tensor losses) {
     State& s = *state_;
-    s.run_forward(batch, false);
-    cross_entropy(s.forward.losses, {}, {}, s.forward.hidden, s.param(s.head()), tensor_of_ids(batch.targets),
-                  0, false, s.shape.math, s.backward.workspace);
-    if (!losses.absent()) cast(losses, s.forward.losses);
-    return s.sum_losses();
+    s.load(batch, 0);
+    s.run_forward(false);
+    cross_entropy(s.forward.losses, {}, {}, s.forward.hidden, s.param(s.head()), s.batch.targets, {}, false,
+                  s.shape.math, s.backward.workspace);
+    loss_sum(s.total_loss.tensor(DType::f64), s.forward.losses, false);
+    if (!losses.absent()) copy_tensor(losses, s.forward.losses);
+    return s.read_loss_sum();
 }
 
 void Transformer::forward_logits(const Batch& batch, Tensor logits) {
     State& s = *state_;
-    s.run_forward(batch, false);
-    matmul_forward(logits, s.forward.hidden, s.param(s.head()), {}, s.shape.math);
+    s.load(batch, 0);
+    s.run_forward(false);
+    Buffer memory(logits.bytes(), s.shape.device);
+    const Tensor result = memory.tensor(DType::f32).view(logits.dims[0], logits.dims[1]);
+    matmul_forward(result, s.forward.hidden, s.param(s.head()), {}, s.shape.math);
+    copy_tensor(logits, result);
 }

@@ -29,6 +29,7 @@ struct RunShape {
     MatmulMath math = MatmulMath::f32;
     Recompute recompute = Recompute::none;
     bool backward = true;  // false: evaluation only; no gradients, activations of one layer
+    Device device = Device::cpu;
 };
 
 class Transformer {
@@ -44,16 +45,19 @@ public:
     const ModelConfig& config() const;
     const RunShape& shape() const;
     const ParamTable& table() const;
-    void* params() const;             // arena of shape.dtype
-    float* grads() const;             // arena f32; null without backward
+    Tensor params() const;            // arena of shape.dtype, on shape.device
+    Tensor grads() const;             // arena f32; absent without backward
     int64_t allocated_bytes() const;  // what plan() said, the kernels' own scratch aside
 
-    // Forward and backward. Gradients of sum(losses) * dloss_scale are set (accumulate = false) or added.
-    // Returns the sum of the losses over counted targets, in order, in f64.
-    double forward_backward(const Batch& batch, float dloss_scale, bool accumulate);
-    // Forward only; losses (may be absent) [N] f32 receives each token's loss, 0 where the target is -1.
+    // Forward and backward. Gradients of sum(losses) * dloss_scale are set (accumulate = false) or added. On
+    // a device this only queues the work; from the second call of its kind on it is one graph.
+    void forward_backward(const Batch& batch, float dloss_scale, bool accumulate);
+    // The sum, in f64, of the losses over counted targets since the last call that did not accumulate: waits.
+    double total_loss() const;
+    // Forward only; losses (may be absent, on the host) [N] f32 receives each token's loss, 0 where the
+    // target is -1. Returns their sum.
     double forward_loss(const Batch& batch, Tensor losses = {});
-    // Forward only, logits [N,V] f32: tests, goldens and small inputs.
+    // Forward only, logits [N,V] f32 on the host: tests, goldens and small inputs.
     void forward_logits(const Batch& batch, Tensor logits);
 
 private:

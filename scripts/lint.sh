@@ -67,8 +67,20 @@ done
 left=$(grep -nwE 'TODO|FIXME|#if 0' $code /dev/null | head -5)
 [ -n "$left" ] && problem "unfinished by its own words: $left"
 # No preprocessor branches for a backend above kernels/.
-branches=$(grep -nE '#\s*if.*(__CUDACC__|WITH_CUDA)' $(echo "$code" | grep -E '^(model|data|tokenizer|eval|serve|train.cu)') /dev/null | head -5)
+branches=$(grep -nE '#\s*if.*(__CUDACC__|INGOT_CUDA)' $(echo "$code" | grep -E '^(model|data|tokenizer|eval|serve|train.cu)') /dev/null | head -5)
 [ -n "$branches" ] && problem "backend branch above kernels/: $branches"
+# Kernels speak of CUDA through the seam only (kernels/gpu.h): PTX stands in its wrappers, and nothing relies on lanes
+# running together.
+kernels=$(echo "$code" | grep -E '^kernels/[a-z0-9_]*\.cu$')
+for f in $kernels; do
+    foreign=$(grep -nE '\basm\b|<<<|__shared__|__activemask|cooperative_groups|#include <cu' "$f" | head -3)
+    [ -n "$foreign" ] && problem "$f goes past kernels/gpu.h: $foreign"
+done
+# Grids overlap: every kernel waits for the one before it.
+for f in $kernels; do
+    [ "$(grep -cE '^\s*(static )?__global__|__global__ void' "$f")" -le "$(grep -c 'wait_for_previous();' "$f")" ] ||
+        problem "$f: a kernel does not begin with wait_for_previous()"
+done
 # Every op keeps its contract, its CPU code and its test together.
 for f in kernels/*.h; do
     name=$(basename "$f" .h)

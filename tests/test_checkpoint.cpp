@@ -33,13 +33,11 @@ protected:
         state.step = step;
         state.num_updates = optimizer.num_updates();
         state.num_skipped = optimizer.num_skipped();
-        save_checkpoint(out_, model.table, model.config, model.params.data(), model.dtype, optimizer, state,
-                        "");
+        save_checkpoint(out_, model.table, model.config, model.params(), optimizer, state, "");
         return out_ + "/" + checkpoint_name(step);
     }
     static TrainerState load(const std::string& directory, TinyModel& model, Optimizer& optimizer) {
-        return load_checkpoint(directory, model.table, model.config, model.params.data(), model.dtype,
-                               optimizer);
+        return load_checkpoint(directory, model.table, model.config, model.params(), optimizer);
     }
 };
 
@@ -53,7 +51,7 @@ void take_steps(TinyModel& model, Optimizer& optimizer, int steps) {
             for (int64_t i = 0; i < row.size(); ++i)
                 static_cast<float*>(grads.data())[row.offset + i] =
                     random_normal({uint64_t(optimizer.num_updates()), 7}, uint64_t(row.offset + i));
-        optimizer.step(static_cast<float*>(grads.data()), 1e-3, 3.0);
+        optimizer.step(grads.tensor(DType::f32), 1e-3, 3.0);
     }
 }
 
@@ -78,14 +76,14 @@ TEST_F(Checkpoint, ResumedOptimizationIsTheSameToTheBit) {
             take_steps(resumed, resumed_optimizer, 2);
 
             const int64_t bytes = straight.table.arena_size() * 4;
-            EXPECT_EQ(bytes_of(straight.params.data(), straight.params.bytes()),
-                      bytes_of(resumed.params.data(), resumed.params.bytes()));
-            EXPECT_EQ(bytes_of(straight_optimizer.master(), bytes),
-                      bytes_of(resumed_optimizer.master(), bytes));
-            EXPECT_EQ(bytes_of(straight_optimizer.moment1(), bytes),
-                      bytes_of(resumed_optimizer.moment1(), bytes));
-            EXPECT_EQ(bytes_of(straight_optimizer.moment2(), bytes),
-                      bytes_of(resumed_optimizer.moment2(), bytes));
+            EXPECT_EQ(bytes_of(straight.params().data, straight.params().bytes()),
+                      bytes_of(resumed.params().data, resumed.params().bytes()));
+            EXPECT_EQ(bytes_of(straight_optimizer.master().data, bytes),
+                      bytes_of(resumed_optimizer.master().data, bytes));
+            EXPECT_EQ(bytes_of(straight_optimizer.moment1().data, bytes),
+                      bytes_of(resumed_optimizer.moment1().data, bytes));
+            EXPECT_EQ(bytes_of(straight_optimizer.moment2().data, bytes),
+                      bytes_of(resumed_optimizer.moment2().data, bytes));
             EXPECT_EQ(weights_hash(straight.table, straight_optimizer.master()),
                       weights_hash(resumed.table, resumed_optimizer.master()));
             fs::remove_all(path);
@@ -104,7 +102,7 @@ TEST_F(Checkpoint, DtypeMayChangeBetweenRuns) {
     load(path, half, half_optimizer);
     EXPECT_EQ(weights_hash(half.table, half_optimizer.master()),
               weights_hash(full.table, full_optimizer.master()));
-    const bf16* rounded = static_cast<const bf16*>(half.params.data());
+    const bf16* rounded = half.params().as<bf16>();
     for (int64_t i = 0; i < full.table.arena_size(); ++i)
         ASSERT_EQ(rounded[i].bits, to_bf16(full.values()[i]).bits) << i;
 
@@ -139,7 +137,7 @@ TEST_F(Checkpoint, StateComesBackExactly) {
     state.config_toml = "lr = 0.1\nname = \"\xc3\xa9 \\\"x\\\"\"\n";
     state.data_hash = "d";
     state.commit = "c";
-    save_checkpoint(out_, model.table, model.config, model.params.data(), DType::f32, optimizer, state, "");
+    save_checkpoint(out_, model.table, model.config, model.params(), optimizer, state, "");
     Optimizer other = model.optimizer();
     const TrainerState loaded = load(out_ + "/step_00000042", model, other);
     EXPECT_EQ(loaded.step, state.step);
@@ -189,19 +187,18 @@ TEST_F(Checkpoint, StateOfVersion1IsRead) {
 // The memory plan counts on it: a moment that Muon never reads stays untouched memory.
 TEST_F(Checkpoint, SecondMomentsThatMuonHasNotAreNotWritten) {
     TinyModel model("tiny-llama");
-    const auto muon = [&] {
-        return Optimizer(model.table, {.muon = true}, model.params.data(), model.dtype, MatmulMath::f32);
-    };
+    const auto muon = [&] { return Optimizer(model.table, {.muon = true}, model.params(), MatmulMath::f32); };
     Optimizer optimizer = muon(), other = muon();
     take_steps(model, optimizer, 2);
     const std::string path = save(model, optimizer, 2);
-    for (int64_t i = 0; i < model.table.arena_size(); ++i) other.moment2()[i] = 7;
+    for (int64_t i = 0; i < model.table.arena_size(); ++i) other.moment2().as<float>()[i] = 7;
     load(path, model, other);
     int64_t matrices = 0;
     for (const ParamInfo& row : model.table.rows()) {
         matrices += row.muon;
         for (int64_t i = row.offset; i < row.offset + row.size(); ++i)
-            ASSERT_EQ(other.moment2()[i], row.muon ? 7 : optimizer.moment2()[i]) << row.hf_name;
+            ASSERT_EQ(other.moment2().as<float>()[i], row.muon ? 7 : optimizer.moment2().as<float>()[i])
+                << row.hf_name;
     }
     EXPECT_GT(matrices, 0);
 }
@@ -215,8 +212,7 @@ TEST_F(Checkpoint, ADamagedNewestOneGivesWayToTheOneBefore) {
         write_file_atomic(file, content);
     };
     const auto load_newest = [&] {
-        return load_newest_checkpoint(out_, model.table, model.config, model.params.data(), model.dtype,
-                                      optimizer);
+        return load_newest_checkpoint(out_, model.table, model.config, model.params(), optimizer);
     };
     for (const int64_t step : {1, 2, 3}) save(model, optimizer, step);
     EXPECT_EQ(load_newest().step, 3);
@@ -383,18 +379,18 @@ TEST_F(Checkpoint, AFullDiskLeavesNothingHalfWritten) {
 
 TEST(WeightsHash, SeesEveryParameterAndNoPadding) {
     TinyModel model("tiny-gpt2");
-    const std::string before = weights_hash(model.table, model.values());
+    const std::string before = weights_hash(model.table, model.params());
     EXPECT_EQ(before.size(), 32u);
     std::vector<bool> is_param(static_cast<size_t>(model.table.arena_size()));
     for (const ParamInfo& row : model.table.rows())
         std::fill_n(is_param.begin() + row.offset, row.size(), true);
     for (int64_t i = 0; i < model.table.arena_size(); i += 997) {
         model.values()[i] += 1;
-        EXPECT_EQ(weights_hash(model.table, model.values()) != before, is_param[static_cast<size_t>(i)]) << i;
+        EXPECT_EQ(weights_hash(model.table, model.params()) != before, is_param[static_cast<size_t>(i)]) << i;
         model.values()[i] -= 1;
     }
     TinyModel again("tiny-gpt2");
-    EXPECT_EQ(weights_hash(again.table, again.values()), before);
+    EXPECT_EQ(weights_hash(again.table, again.params()), before);
 }
 
 }  // namespace

@@ -59,7 +59,8 @@ struct HeadRun {
         cross_entropy(losses.tensor(), gradients ? dhidden.tensor(c.rows, c.channels) : Tensor{},
                       gradients ? dweight.tensor(c.vocab, c.channels) : Tensor{},
                       hidden_data.tensor(c.rows, c.channels), weight_data.tensor(c.vocab, c.channels),
-                      target_data.tensor(), scale, !dweight_before.empty(), math, scratch.tensor());
+                      target_data.tensor(), tensor_of(&scale, 1), !dweight_before.empty(), math,
+                      scratch.tensor());
     }
 };
 
@@ -174,7 +175,7 @@ TEST(CrossEntropy, NamesTheWrongArgument) {
     Guarded<int32_t> targets(Values{0, 1});
     expect_mentions(check_failure([&] {
                         cross_entropy(losses.tensor(), {}, {}, hidden.tensor(2, 3), weight.tensor(5, 3),
-                                      targets.tensor(), 1, false, MatmulMath::f32, scratch.tensor());
+                                      targets.tensor(), {}, false, MatmulMath::f32, scratch.tensor());
                     }),
                     {"argument scratch", "at least 40 bytes", "f32[9]"});
 }

@@ -33,7 +33,7 @@ public:
         ids.insert(ids.begin(), tokenizer.eot());
         ids.push_back(tokenizer.eot());
         auto* arena = static_cast<float*>(weights_.data());
-        init_params(table_, arena, 1);
+        init_params(table_, weights_.tensor(DType::f32), 1);
         for (const ParamInfo& row : table_.rows()) {
             float* values = arena + row.offset;
             if (row.rank == 2) std::fill(values, values + row.size(), 0.0f);
@@ -46,7 +46,7 @@ public:
     // What is shown, piece by piece; and all of it.
     std::vector<std::string> recite(const Tokenizer& tokenizer, const std::string& prompt,
                                     const TextParams& params, std::string& text) {
-        Decoder decoder(config(), table_, weights_.data(), DType::f32, 64);
+        Decoder decoder(config(), table_, weights_.tensor(DType::f32), 64);
         std::vector<std::string> pieces;
         text = generate_text(decoder, tokenizer, prompt, params, true,
                              [&](std::string_view piece) { pieces.emplace_back(piece); });
@@ -136,7 +136,7 @@ TEST_F(Eval, LossAndBitsPerByteAreTheirDefinitions) {
         {.seq_len = 48, .micro_batch = 3, .order = LoaderOrder::sequential, .vocab_size = 512});
     // A model whose weights are all zero gives every token the same probability.
     Transformer model(config_preset("tiny-llama"), {.num_rows = 3, .seq_len = 48, .backward = false});
-    std::fill_n(static_cast<float*>(model.params()), model.table().arena_size(), 0.0f);
+    std::fill_n(model.params().as<float>(), model.table().arena_size(), 0.0f);
     const Perplexity result = evaluate_perplexity(model, loader, bytes);
     EXPECT_NEAR(result.loss(), std::log(512), 1e-6);
     EXPECT_NEAR(result.perplexity(), 512, 1e-3);

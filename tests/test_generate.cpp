@@ -19,13 +19,13 @@ ModelConfig windowed(ModelConfig config, int64_t window) {
 void fill_params(Transformer& model) {
     const ParamTable& table = model.table();
     std::vector<float> arena(size_t(table.arena_size()));
-    init_params(table, arena.data(), 3);
+    init_params(table, tensor_of(arena.data(), table.arena_size()), 3);
     for (int64_t i = 0; i < table.arena_size(); ++i) {
         const float x = arena[i] == 1 ? 1 : 4 * arena[i];
         if (model.shape().dtype == DType::bf16) {
-            static_cast<bf16*>(model.params())[i] = to_bf16(x);
+            model.params().as<bf16>()[i] = to_bf16(x);
         } else {
-            static_cast<float*>(model.params())[i] = x;
+            model.params().as<float>()[i] = x;
         }
     }
 }
@@ -62,7 +62,7 @@ TEST(Generate, DecoderMatchesTheWholeForward) {
             Transformer model = evaluator(config, dtype, kTokens);
             fill_params(model);
             const Values expected = whole_forward(model, tokens);
-            Decoder decoder(config, model.table(), model.params(), dtype, kTokens);
+            Decoder decoder(config, model.table(), model.params(), kTokens);
             for (const std::vector<int64_t>& cut :
                  {std::vector<int64_t>{150}, {1, 1, 1, 7, 1, 129, 1, 1, 8}}) {
                 decoder.reset();
@@ -89,7 +89,7 @@ protected:
         params.max_new_tokens = 12;
     }
     std::vector<int32_t> run(int64_t context = 64) {
-        Decoder decoder(config, model.table(), model.params(), DType::f32, context);
+        Decoder decoder(config, model.table(), model.params(), context);
         return generate(decoder, {1, 2, 3}, params, {});
     }
 };
@@ -128,7 +128,7 @@ TEST_F(GenerateLoop, EndsWhereItShould) {
         << "the stop token is not emitted";
     params.stop_tokens.clear();
 
-    Decoder decoder(config, model.table(), model.params(), DType::f32, 64);
+    Decoder decoder(config, model.table(), model.params(), 64);
     std::vector<int32_t> seen;
     const auto emit = [&](int32_t token) {
         seen.push_back(token);
@@ -140,7 +140,7 @@ TEST_F(GenerateLoop, EndsWhereItShould) {
 
 TEST_F(GenerateLoop, BadTokensAndFullContextsAreRefusedInWords) {
     const auto message = [&](const std::vector<int32_t>& prompt) -> std::string {
-        Decoder decoder(config, model.table(), model.params(), DType::f32, 4);
+        Decoder decoder(config, model.table(), model.params(), 4);
         try {
             generate(decoder, prompt, params, {});
         } catch (const InputError& error) {
@@ -151,5 +151,5 @@ TEST_F(GenerateLoop, BadTokensAndFullContextsAreRefusedInWords) {
     expect_mentions(message({}), {"prompt"});
     expect_mentions(message({1, 512}), {"token id", "token 1", "0 to 511", "512"});
     expect_mentions(message({1, 2, 3, 4, 5}), {"context", "at most 4", "5"});
-    EXPECT_THROW(Decoder(config, model.table(), model.params(), DType::f32, 257), InputError);
+    EXPECT_THROW(Decoder(config, model.table(), model.params(), 257), InputError);
 }

@@ -63,22 +63,22 @@ struct Weights {
 TEST_F(HfDirectory, RoundTripIsExact) {
     for (const std::string& family : kTinyFamilies) {
         TinyModel model(family);
-        save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+        save_hf_model(out_, model.table, model.config, model.params(), "");
         EXPECT_EQ(load_hf_config(out_), model.config) << family;
-        Buffer loaded(model.params.bytes());
-        load_hf_weights(out_, model.table, model.config, static_cast<float*>(loaded.data()));
-        EXPECT_EQ(std::memcmp(loaded.data(), model.params.data(), static_cast<size_t>(loaded.bytes())), 0)
+        Buffer loaded(model.params().bytes());
+        load_hf_weights(out_, model.table, model.config, loaded.tensor(DType::f32));
+        EXPECT_EQ(std::memcmp(loaded.data(), model.params().data, static_cast<size_t>(loaded.bytes())), 0)
             << family;
     }
 }
 
 TEST_F(HfDirectory, Conv1dMatricesAreStoredTransposed) {
     TinyModel model("tiny-gpt2");
-    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    save_hf_model(out_, model.table, model.config, model.params(), "");
     const Weights weights = Weights::read(out_ + "/model.safetensors");
     const Weights::Entry& fc = weights.entries.at("transformer.h.1.mlp.c_fc.weight");
     ASSERT_EQ(fc.shape, (std::vector<int64_t>{model.config.channels, model.config.mlp_dim}));  // [in, out]
-    const Tensor ours = model.table.slot(model.params.data(), DType::f32, Slot::fc_w, 1);      // [out, in]
+    const Tensor ours = model.table.slot(model.params(), Slot::fc_w, 1);                       // [out, in]
     for (int64_t o = 0; o < ours.dims[0]; ++o)
         for (int64_t i = 0; i < ours.dims[1]; ++i)
             ASSERT_EQ(fc.values[static_cast<size_t>(i * ours.dims[0] + o)],
@@ -87,18 +87,18 @@ TEST_F(HfDirectory, Conv1dMatricesAreStoredTransposed) {
 
 TEST_F(HfDirectory, Bf16AndF16Load) {
     TinyModel model("tiny-gpt2", DType::bf16);
-    save_hf_model(out_, model.table, model.config, model.params.data(), DType::bf16, "");
+    save_hf_model(out_, model.table, model.config, model.params(), "");
     Buffer loaded(model.table.arena_size() * 4);
     float* values = static_cast<float*>(loaded.data());
-    load_hf_weights(out_, model.table, model.config, values);
-    const bf16* saved = static_cast<const bf16*>(model.params.data());
+    load_hf_weights(out_, model.table, model.config, loaded.tensor(DType::f32));
+    const bf16* saved = model.params().as<bf16>();
     for (int64_t i = 0; i < model.table.arena_size(); ++i) ASSERT_EQ(values[i], to_float(saved[i])) << i;
 
     // Every F16 bit pattern through one tensor: wte of [512, 64] has room for half of them at a time.
     const ParamInfo& row = model.table.rows()[0];
     ASSERT_EQ(row.size(), 1 << 15);
     TinyModel full("tiny-gpt2");
-    save_hf_model(out_, full.table, full.config, full.params.data(), DType::f32, "");
+    save_hf_model(out_, full.table, full.config, full.params(), "");
     const Weights weights = Weights::read(out_ + "/model.safetensors");
     for (const uint32_t sign : {0u, 0x8000u}) {
         std::vector<SafetensorsOutput> tensors;
@@ -116,7 +116,7 @@ TEST_F(HfDirectory, Bf16AndF16Load) {
                  }});
         }
         write_safetensors(out_ + "/model.safetensors", tensors, {});
-        load_hf_weights(out_, model.table, model.config, values);
+        load_hf_weights(out_, model.table, model.config, loaded.tensor(DType::f32));
         for (uint32_t bits = 0; bits < 1u << 15; ++bits) {
             const float value = values[row.offset + bits];
             const uint32_t exponent = bits >> 10, fraction = bits & 0x3ff;
@@ -137,9 +137,9 @@ TEST_F(HfDirectory, Bf16AndF16Load) {
 TEST_F(HfDirectory, LoadsIntoBf16) {
     for (const std::string& family : kTinyFamilies) {
         TinyModel model(family);
-        save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+        save_hf_model(out_, model.table, model.config, model.params(), "");
         Buffer loaded(model.table.arena_size() * 2);
-        load_hf_weights(out_, model.table, model.config, loaded.data(), DType::bf16);
+        load_hf_weights(out_, model.table, model.config, loaded.tensor(DType::bf16));
         for (int64_t i = 0; i < model.table.arena_size(); ++i)
             ASSERT_EQ(static_cast<bf16*>(loaded.data())[i].bits, to_bf16(model.values()[i]).bits)
                 << family << i;
@@ -148,7 +148,7 @@ TEST_F(HfDirectory, LoadsIntoBf16) {
 
 TEST_F(HfDirectory, ValuesThatAreNotFiniteAreNamed) {
     TinyModel model("tiny-gpt2");
-    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    save_hf_model(out_, model.table, model.config, model.params(), "");
     const Weights good = Weights::read(out_ + "/model.safetensors");
     Buffer loaded(model.table.arena_size() * 4);
     for (const char* name : {"transformer.ln_f.bias", "transformer.h.1.mlp.c_fc.weight"}) {
@@ -158,7 +158,7 @@ TEST_F(HfDirectory, ValuesThatAreNotFiniteAreNamed) {
             weights.write(out_ + "/model.safetensors");
             for (const DType dtype : {DType::f32, DType::bf16})
                 expect_phrases(complaint([&] {
-                                   load_hf_weights(out_, model.table, model.config, loaded.data(), dtype);
+                                   load_hf_weights(out_, model.table, model.config, loaded.tensor(dtype));
                                }),
                                {"not finite", name, "hint:"});
         }
@@ -177,19 +177,20 @@ TEST_F(HfDirectory, ValuesThatAreNotFiniteAreNamed) {
                                }});
         }
         write_safetensors(out_ + "/model.safetensors", tensors, {});
-        expect_phrases(complaint([&] { load_hf_weights(out_, model.table, model.config, loaded.data()); }),
-                       {"not finite", "transformer.ln_f.bias"});
+        expect_phrases(
+            complaint([&] { load_hf_weights(out_, model.table, model.config, loaded.tensor(DType::f32)); }),
+            {"not finite", "transformer.ln_f.bias"});
     }
 }
 
 // A checkpoint's own list of hashes, where there is one, holds for the weights wherever they are loaded.
 TEST_F(HfDirectory, ListedHashesAreVerified) {
     TinyModel model("tiny-llama");
-    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    save_hf_model(out_, model.table, model.config, model.params(), "");
     const std::string path = out_ + "/model.safetensors";
     fs::create_directories(out_ + "/trainer");
     write_hashes(out_, {{"model.safetensors", file_bytes(path), sha256_file(path)}, {"elsewhere", 1, "x"}});
-    const auto load = [&] { load_hf_weights(out_, model.table, model.config, model.values()); };
+    const auto load = [&] { load_hf_weights(out_, model.table, model.config, model.params()); };
     EXPECT_EQ(complaint(load), "(accepted)");
     std::string content = read_file(path);
     content[content.size() / 2] = static_cast<char>(content[content.size() / 2] ^ 1);
@@ -203,7 +204,7 @@ TEST_F(HfDirectory, PresetsComeBeforeDirectories) {
     fs::create_directories(out_ + "/demo");
     fs::create_directories(out_ + "/mine");
     for (const char* name : {"/demo", "/mine"})
-        save_hf_model(out_ + name, model.table, model.config, model.params.data(), DType::f32, "");
+        save_hf_model(out_ + name, model.table, model.config, model.params(), "");
     fs::current_path(out_);
     EXPECT_EQ(find_model("demo").directory, "");
     EXPECT_EQ(find_model("demo").config, config_preset("demo"));
@@ -220,7 +221,7 @@ TEST_F(HfDirectory, EndOfTextListsAreWrittenBack) {
     TinyModel model("tiny-llama");
     model.config.eos_token = 3;
     model.config.eos_list = {3, 5};
-    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    save_hf_model(out_, model.table, model.config, model.params(), "");
     EXPECT_EQ(load_hf_config(out_), model.config);
     for (const char* file : {"/config.json", "/generation_config.json"})
         EXPECT_EQ(nlohmann::json::parse(read_file(out_ + file))["eos_token_id"], nlohmann::json({3, 5}))
@@ -230,7 +231,7 @@ TEST_F(HfDirectory, EndOfTextListsAreWrittenBack) {
 TEST_F(HfDirectory, NamesWithoutPrefixKnownBuffersAndTiedHeadsLoad) {
     for (const std::string family : {"tiny-gpt2", "tiny-qwen2"}) {
         TinyModel model(family);
-        save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+        save_hf_model(out_, model.table, model.config, model.params(), "");
         Weights weights = Weights::read(out_ + "/model.safetensors");
         weights.rename_all([](const std::string& name) { return name.substr(name.find('.') + 1); });
         weights.entries["h.0.attn.bias"] = {{1, 1, 2, 2}, {1, 0, 1, 1}};
@@ -240,29 +241,27 @@ TEST_F(HfDirectory, NamesWithoutPrefixKnownBuffersAndTiedHeadsLoad) {
         weights.entries["lm_head.weight"] =
             weights.entries[family == "tiny-gpt2" ? "wte.weight" : "embed_tokens.weight"];
         weights.write(out_ + "/model.safetensors");
-        Buffer loaded(model.params.bytes());
-        load_hf_weights(out_, model.table, model.config, static_cast<float*>(loaded.data()));
-        EXPECT_EQ(std::memcmp(loaded.data(), model.params.data(), static_cast<size_t>(loaded.bytes())), 0)
+        Buffer loaded(model.params().bytes());
+        load_hf_weights(out_, model.table, model.config, loaded.tensor(DType::f32));
+        EXPECT_EQ(std::memcmp(loaded.data(), model.params().data, static_cast<size_t>(loaded.bytes())), 0)
             << family;
 
         weights.entries["lm_head.weight"].values[5] += 1;
         weights.write(out_ + "/model.safetensors");
-        expect_phrases(complaint([&] {
-                           load_hf_weights(out_, model.table, model.config,
-                                           static_cast<float*>(loaded.data()));
-                       }),
-                       {"head differs from the embedding", "lm_head.weight", "tie_word_embeddings"});
+        expect_phrases(
+            complaint([&] { load_hf_weights(out_, model.table, model.config, loaded.tensor(DType::f32)); }),
+            {"head differs from the embedding", "lm_head.weight", "tie_word_embeddings"});
     }
 }
 
 TEST_F(HfDirectory, WrongTensorsAreNamed) {
     TinyModel model("tiny-llama");
-    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    save_hf_model(out_, model.table, model.config, model.params(), "");
     const std::string path = out_ + "/model.safetensors";
     const Weights good = Weights::read(path);
     const auto load_text = [&](const Weights& weights) {
         weights.write(path);
-        return complaint([&] { load_hf_weights(out_, model.table, model.config, model.values()); });
+        return complaint([&] { load_hf_weights(out_, model.table, model.config, model.params()); });
     };
     Weights weights = good;
     weights.entries.erase("model.layers.1.mlp.up_proj.weight");
@@ -286,7 +285,7 @@ TEST_F(HfDirectory, WrongTensorsAreNamed) {
     expect_phrases(load_text(good), {"(accepted)"});
     fs::remove(path);
     std::ofstream(out_ + "/pytorch_model.bin") << "pickle";
-    expect_phrases(complaint([&] { load_hf_weights(out_, model.table, model.config, model.values()); }),
+    expect_phrases(complaint([&] { load_hf_weights(out_, model.table, model.config, model.params()); }),
                    {"no weights", "pytorch_model.bin only", "save_pretrained"});
     expect_phrases(complaint([&] { load_hf_config(out_ + "/nowhere"); }),
                    {"not a model directory", "no such directory"});
@@ -294,7 +293,7 @@ TEST_F(HfDirectory, WrongTensorsAreNamed) {
 
 TEST_F(HfDirectory, ShardsLoadAndLyingIndexesAreRefused) {
     TinyModel model("tiny-qwen3");
-    save_hf_model(out_, model.table, model.config, model.params.data(), DType::f32, "");
+    save_hf_model(out_, model.table, model.config, model.params(), "");
     const Weights weights = Weights::read(out_ + "/model.safetensors");
     fs::remove(out_ + "/model.safetensors");
     const auto in_first = [](const std::string& name) { return name.find("layers.0") != std::string::npos; };
@@ -312,13 +311,11 @@ TEST_F(HfDirectory, ShardsLoadAndLyingIndexesAreRefused) {
         write_file_atomic(out_ + "/model.safetensors.index.json",
                           "{\"metadata\":{\"total_size\":1},\"weight_map\":{" + map + "}}");
     };
-    Buffer loaded(model.params.bytes());
-    const auto load = [&] {
-        load_hf_weights(out_, model.table, model.config, static_cast<float*>(loaded.data()));
-    };
+    Buffer loaded(model.params().bytes());
+    const auto load = [&] { load_hf_weights(out_, model.table, model.config, loaded.tensor(DType::f32)); };
     write_index("", "");
     load();
-    EXPECT_EQ(std::memcmp(loaded.data(), model.params.data(), static_cast<size_t>(loaded.bytes())), 0);
+    EXPECT_EQ(std::memcmp(loaded.data(), model.params().data, static_cast<size_t>(loaded.bytes())), 0);
 
     write_index("model.norm.weight", first);
     expect_phrases(complaint(load), {"missing tensor", "model.norm.weight", first});
@@ -344,13 +341,11 @@ TEST_F(HfDirectory, TokenizerFilesAreCopied) {
     const std::string from = out_ + "/from", to = out_ + "/to";
     fs::create_directories(from);
     fs::create_directories(to);
-    expect_phrases(complaint([&] {
-                       save_hf_model(to, model.table, model.config, model.params.data(), DType::f32, from);
-                   }),
+    expect_phrases(complaint([&] { save_hf_model(to, model.table, model.config, model.params(), from); }),
                    {"no tokenizer", "tokenizer.json"});
     write_file_atomic(from + "/tokenizer.json", "{}");
     write_file_atomic(from + "/tokenizer_config.json", "{\"a\":1}");
-    save_hf_model(to, model.table, model.config, model.params.data(), DType::f32, from);
+    save_hf_model(to, model.table, model.config, model.params(), from);
     EXPECT_EQ(read_file(to + "/tokenizer.json"), "{}");
     EXPECT_EQ(read_file(to + "/tokenizer_config.json"), "{\"a\":1}");
 }

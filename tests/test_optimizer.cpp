@@ -22,7 +22,7 @@ struct TinyModel {
     std::vector<float> grads = params;
 
     TinyModel() {
-        init_params(table, params.data(), 7);
+        init_params(table, arena(), 7);
         for (const ParamInfo& row : table.rows()) {
             for (int64_t i = 0; i < row.size(); ++i) {
                 grads[static_cast<size_t>(row.offset + i)] =
@@ -30,6 +30,8 @@ struct TinyModel {
             }
         }
     }
+    Tensor arena() const { return tensor_of(params.data(), table.arena_size()); }
+    Tensor grad_arena() const { return tensor_of(grads.data(), table.arena_size()); }
     double grad_norm() const {
         double sum = 0;
         for (float g : grads) sum += static_cast<double>(g) * g;
@@ -42,11 +44,11 @@ TEST(Optimizer, AdamWMatchesFloat64OverTheWholeTable) {
     const OptimizerConfig config{
         .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .grad_clip = 0.25};
     std::vector<double> p(s.params.begin(), s.params.end()), m(p.size()), v(p.size());
-    Optimizer optimizer(s.table, config, s.params.data(), DType::f32, MatmulMath::f32);
+    Optimizer optimizer(s.table, config, s.arena(), MatmulMath::f32);
     const double lr = 1e-2, scale = std::min(1.0, 0.25 / (s.grad_norm() + 1e-6));
     ASSERT_LT(scale, 1.0) << "the case must exercise clipping";
     for (int t = 1; t <= 3; ++t) {
-        const StepResult result = optimizer.step(s.grads.data(), lr, 2.0);
+        const StepResult result = optimizer.step(s.grad_arena(), lr, 2.0);
         ASSERT_TRUE(result.applied);
         EXPECT_NEAR(result.grad_norm, s.grad_norm(), 1e-9 * s.grad_norm());
         for (const ParamInfo& row : s.table.rows()) {
@@ -70,8 +72,8 @@ TEST(Optimizer, AdamWMatchesFloat64OverTheWholeTable) {
 
 TEST(Optimizer, PaddingStaysZero) {
     TinyModel s;
-    Optimizer optimizer(s.table, {}, s.params.data(), DType::f32, MatmulMath::f32);
-    optimizer.step(s.grads.data(), 1e-2, 1.0);
+    Optimizer optimizer(s.table, {}, s.arena(), MatmulMath::f32);
+    optimizer.step(s.grad_arena(), 1e-2, 1.0);
     std::vector<bool> used(s.params.size());
     for (const ParamInfo& row : s.table.rows()) {
         for (int64_t i = 0; i < row.size(); ++i) used[static_cast<size_t>(row.offset + i)] = true;
@@ -85,10 +87,10 @@ TEST(Optimizer, PaddingStaysZero) {
 
 TEST(Optimizer, MuonTakesHiddenMatricesOnly) {
     TinyModel by_muon, by_adamw;
-    Optimizer muon(by_muon.table, {.muon = true}, by_muon.params.data(), DType::f32, MatmulMath::f32);
-    Optimizer adamw(by_adamw.table, {}, by_adamw.params.data(), DType::f32, MatmulMath::f32);
-    muon.step(by_muon.grads.data(), 1e-2, 1.0);
-    adamw.step(by_adamw.grads.data(), 1e-2, 1.0);
+    Optimizer muon(by_muon.table, {.muon = true}, by_muon.arena(), MatmulMath::f32);
+    Optimizer adamw(by_adamw.table, {}, by_adamw.arena(), MatmulMath::f32);
+    muon.step(by_muon.grad_arena(), 1e-2, 1.0);
+    adamw.step(by_adamw.grad_arena(), 1e-2, 1.0);
     int64_t matrices = 0;
     for (const ParamInfo& row : by_muon.table.rows()) {
         const auto begin = by_muon.params.begin() + row.offset;
@@ -104,7 +106,7 @@ class Guard : public testing::TestWithParam<const char*> {};
 TEST_P(Guard, SkippedStepChangesNothingAndIsCounted) {
     const std::string reason = GetParam();
     TinyModel s;
-    Optimizer optimizer(s.table, {.outlier_z = 4}, s.params.data(), DType::f32, MatmulMath::f32);
+    Optimizer optimizer(s.table, {.outlier_z = 4}, s.arena(), MatmulMath::f32);
     for (int i = 0; i < OutlierWindow::kSize; ++i) {
         optimizer.loss_window().add(2.0 + 0.01 * (i % 5));
         optimizer.norm_window().add(s.grad_norm() * (1 + 0.01 * (i % 5)));
@@ -118,7 +120,7 @@ TEST_P(Guard, SkippedStepChangesNothingAndIsCounted) {
     }
     const std::vector<float> before = s.params;
     std::vector<double> window = optimizer.loss_window().values();
-    const StepResult result = optimizer.step(s.grads.data(), 1e-2, loss);
+    const StepResult result = optimizer.step(s.grad_arena(), 1e-2, loss);
     EXPECT_FALSE(result.applied);
     EXPECT_EQ(result.reason, reason);
     EXPECT_EQ(s.params, before);
@@ -130,7 +132,7 @@ TEST_P(Guard, SkippedStepChangesNothingAndIsCounted) {
         window.push_back(loss);
     }
     EXPECT_EQ(optimizer.loss_window().values(), window) << "what is finite enters, so that the window moves";
-    for (int64_t i = 0; i < s.table.arena_size(); ++i) ASSERT_EQ(optimizer.moment1()[i], 0.0f);
+    for (int64_t i = 0; i < s.table.arena_size(); ++i) ASSERT_EQ(optimizer.moment1().as<float>()[i], 0.0f);
 }
 INSTANTIATE_TEST_SUITE_P(Reasons, Guard,
                          testing::Values("non-finite loss", "outlier loss", "non-finite gradient",
@@ -139,14 +141,14 @@ INSTANTIATE_TEST_SUITE_P(Reasons, Guard,
 // A loss that has moved for good is refused at first, not for ever.
 TEST(Optimizer, TheWindowFollowsALossThatHasMoved) {
     TinyModel s;
-    Optimizer optimizer(s.table, {.outlier_z = 4}, s.params.data(), DType::f32, MatmulMath::f32);
+    Optimizer optimizer(s.table, {.outlier_z = 4}, s.arena(), MatmulMath::f32);
     for (int i = 0; i < OutlierWindow::kSize; ++i) {
         optimizer.loss_window().add(2.0 + 0.01 * (i % 5));
         optimizer.norm_window().add(s.grad_norm() * (1 + 0.01 * (i % 5)));
     }
-    EXPECT_STREQ(optimizer.step(s.grads.data(), 1e-6, 3.0).reason, "outlier loss");
+    EXPECT_STREQ(optimizer.step(s.grad_arena(), 1e-6, 3.0).reason, "outlier loss");
     int64_t skipped = 1;
-    while (skipped < 100 && !optimizer.step(s.grads.data(), 1e-6, 3.0).applied) ++skipped;
+    while (skipped < 100 && !optimizer.step(s.grad_arena(), 1e-6, 3.0).applied) ++skipped;
     EXPECT_LT(skipped, 30);  // z of 3.0 falls below 4 once a seventeenth of the window is there
     EXPECT_EQ(optimizer.num_skipped(), skipped);
     EXPECT_EQ(optimizer.skips_in_a_row(), 0);
@@ -157,23 +159,22 @@ TEST(Optimizer, AGradientWhoseSquareOverflowsIsNonFinite) {
     for (const float huge : {1e20f, 1.9e19f, 3e38f}) {
         TinyModel s;
         s.grads[5] = huge;
-        Optimizer optimizer(s.table, {.grad_clip = 0}, s.params.data(), DType::f32, MatmulMath::f32);
+        Optimizer optimizer(s.table, {.grad_clip = 0}, s.arena(), MatmulMath::f32);
         const std::vector<float> before = s.params;
-        EXPECT_STREQ(optimizer.step(s.grads.data(), 1e-2, 2.0).reason, "non-finite gradient") << huge;
+        EXPECT_STREQ(optimizer.step(s.grad_arena(), 1e-2, 2.0).reason, "non-finite gradient") << huge;
         EXPECT_EQ(s.params, before);
         // Clipped it is an ordinary direction.
-        Optimizer clipped(s.table, {.grad_clip = 1}, s.params.data(), DType::f32, MatmulMath::f32);
-        EXPECT_TRUE(clipped.step(s.grads.data(), 1e-2, 2.0).applied) << huge;
+        Optimizer clipped(s.table, {.grad_clip = 1}, s.arena(), MatmulMath::f32);
+        EXPECT_TRUE(clipped.step(s.grad_arena(), 1e-2, 2.0).applied) << huge;
         for (const float p : s.params) ASSERT_TRUE(std::isfinite(p));
     }
     TinyModel s;
     s.grads[5] = 1e19f;
-    Optimizer optimizer(s.table, {.beta2 = 0.999999, .grad_clip = 0}, s.params.data(), DType::f32,
-                        MatmulMath::f32);
-    for (int i = 0; i < 5; ++i) ASSERT_TRUE(optimizer.step(s.grads.data(), 1e-2, 2.0).applied);
+    Optimizer optimizer(s.table, {.beta2 = 0.999999, .grad_clip = 0}, s.arena(), MatmulMath::f32);
+    for (int i = 0; i < 5; ++i) ASSERT_TRUE(optimizer.step(s.grad_arena(), 1e-2, 2.0).applied);
     for (int64_t i = 0; i < s.table.arena_size(); ++i) {
         ASSERT_TRUE(std::isfinite(s.params[static_cast<size_t>(i)])) << i;
-        ASSERT_TRUE(std::isfinite(optimizer.moment2()[i])) << i;
+        ASSERT_TRUE(std::isfinite(optimizer.moment2().as<float>()[i])) << i;
     }
 }
 
@@ -183,10 +184,10 @@ TEST(Optimizer, RoundingHasRandomStreamsOfItsOwn) {
     TinyModel s;
     const uint64_t seed = 7;
     std::vector<bf16> params(s.params.size());
-    Optimizer optimizer(s.table, {.weight_decay = 0, .grad_clip = 0, .seed = seed}, params.data(),
-                        DType::bf16, MatmulMath::f32);
-    std::copy(s.params.begin(), s.params.end(), optimizer.master());
-    ASSERT_TRUE(optimizer.step(s.grads.data(), 1e-2, 2.0).applied);
+    Optimizer optimizer(s.table, {.weight_decay = 0, .grad_clip = 0, .seed = seed},
+                        tensor_of(params.data(), s.table.arena_size()), MatmulMath::f32);
+    std::copy(s.params.begin(), s.params.end(), optimizer.master().as<float>());
+    ASSERT_TRUE(optimizer.step(s.grad_arena(), 1e-2, 2.0).applied);
     const int64_t size = s.table.rows()[0].size();
     const auto rounded_by = [&](uint64_t stream) {
         std::vector<float> master(s.params), m(s.params.size()), v(s.params.size());
@@ -219,11 +220,13 @@ TEST(Optimizer, SameBitsForAnyNumberOfThreads) {
             set_num_threads(threads);
             TinyModel s;
             std::vector<bf16> params(s.params.size());
-            Optimizer optimizer(s.table, {.muon = muon}, params.data(), DType::bf16, MatmulMath::bf16);
-            std::copy(s.params.begin(), s.params.end(), optimizer.master());
+            Optimizer optimizer(s.table, {.muon = muon}, tensor_of(params.data(), s.table.arena_size()),
+                                MatmulMath::bf16);
+            std::copy(s.params.begin(), s.params.end(), optimizer.master().as<float>());
             optimizer.publish_master();
-            for (int t = 0; t < 3; ++t) optimizer.step(s.grads.data(), 1e-2, 2.0);
-            std::vector<float> all(optimizer.master(), optimizer.master() + s.table.arena_size());
+            for (int t = 0; t < 3; ++t) optimizer.step(s.grad_arena(), 1e-2, 2.0);
+            std::vector<float> all(optimizer.master().as<float>(),
+                                   optimizer.master().as<float>() + s.table.arena_size());
             for (bf16 p : params) all.push_back(to_float(p));
             results.push_back(all);
         }

@@ -64,15 +64,17 @@ TEST(Params, ASlotIsOneMatrixOfItsPieces) {
     const ModelConfig config = config_preset("tiny-llama");
     const ParamTable table(config);
     std::vector<float> arena(size_t(table.arena_size()));
-    const Tensor qkv = table.slot(arena.data(), DType::f32, Slot::qkv_w, 1);
+    const Tensor whole = tensor_of(arena.data(), table.arena_size());
+    const Tensor half = make_tensor(arena.data(), DType::bf16, table.arena_size());
+    const Tensor qkv = table.slot(whole, Slot::qkv_w, 1);
     EXPECT_EQ(shape_text(qkv), "f32[128,64]");
     const ParamInfo& k = row_named(table, "model.layers.1.self_attn.k_proj.weight");
-    EXPECT_EQ(shape_text(table.tensor(arena.data(), DType::f32, k)), "f32[32,64]");
-    EXPECT_EQ(table.tensor(arena.data(), DType::f32, k).data, qkv.rows(64, 32).data);
-    EXPECT_EQ(shape_text(table.slot(arena.data(), DType::bf16, Slot::fc_w, 0)), "bf16[352,64]");
-    EXPECT_EQ(shape_text(table.slot(arena.data(), DType::f32, Slot::final_norm_w)), "f32[64]");
-    EXPECT_TRUE(table.slot(arena.data(), DType::f32, Slot::qkv_b, 0).absent());
-    EXPECT_TRUE(table.slot(arena.data(), DType::f32, Slot::wpe).absent());
+    EXPECT_EQ(shape_text(table.tensor(whole, k)), "f32[32,64]");
+    EXPECT_EQ(table.tensor(whole, k).data, qkv.rows(64, 32).data);
+    EXPECT_EQ(shape_text(table.slot(half, Slot::fc_w, 0)), "bf16[352,64]");
+    EXPECT_EQ(shape_text(table.slot(whole, Slot::final_norm_w)), "f32[64]");
+    EXPECT_TRUE(table.slot(whole, Slot::qkv_b, 0).absent());
+    EXPECT_TRUE(table.slot(whole, Slot::wpe).absent());
 }
 
 // Names and shapes as transformers keeps them: [rows, cols] here is [in, out] there when hf_transposed.
@@ -107,7 +109,7 @@ TEST(Params, InitialValuesFollowTheTable) {
     const ModelConfig config = config_preset("tiny-gpt2");
     const ParamTable table(config);
     std::vector<float> arena(size_t(table.arena_size()));
-    init_params(table, arena.data(), 7);
+    init_params(table, tensor_of(arena.data(), table.arena_size()), 7);
     for (const ParamInfo& row : table.rows()) {
         double sum = 0, square = 0;
         for (int64_t i = 0; i < row.size(); ++i) {
@@ -136,7 +138,7 @@ TEST(Params, InitialValuesDependOnTheSeedAlone) {
     const auto values = [&](uint64_t seed, int threads) {
         set_num_threads(threads);
         std::vector<float> arena(size_t(table.arena_size()));
-        init_params(table, arena.data(), seed);
+        init_params(table, tensor_of(arena.data(), table.arena_size()), seed);
         return arena;
     };
     const std::vector<float> first = values(1, 1);

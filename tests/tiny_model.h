@@ -12,6 +12,7 @@
 #include "model/config.h"
 #include "model/optimizer.h"
 #include "model/params.h"
+#include "model/transformer.h"
 
 inline const std::string kTinyFamilies[] = {"tiny-gpt2", "tiny-llama", "tiny-qwen2", "tiny-qwen3"};
 
@@ -20,20 +21,26 @@ struct TinyModel {
     ModelConfig config;
     ParamTable table;
     DType dtype;
-    Buffer params;
+    Buffer memory;
 
     TinyModel(const ModelConfig& c, DType d, uint64_t seed) : config(c), table(c), dtype(d) {
         Buffer values(table.arena_size() * 4);
-        init_params(table, static_cast<float*>(values.data()), seed);
-        params = Buffer(table.arena_size() * dtype_bytes(dtype));
-        cast(make_tensor(params.data(), dtype, table.arena_size()),
-             make_tensor(values.data(), DType::f32, table.arena_size()));
+        init_params(table, values.tensor(DType::f32), seed);
+        memory = Buffer(table.arena_size() * dtype_bytes(dtype));
+        cast(params(), values.tensor(DType::f32));
     }
     explicit TinyModel(const std::string& preset, DType d = DType::f32, uint64_t seed = 1)
         : TinyModel(config_preset(preset), d, seed) {}
-    Optimizer optimizer() { return Optimizer(table, {}, params.data(), dtype, MatmulMath::f32); }
-    float* values() { return static_cast<float*>(params.data()); }
+    Tensor params() const { return memory.tensor(dtype); }
+    Optimizer optimizer() { return Optimizer(table, {}, params(), MatmulMath::f32); }
+    float* values() { return params().as<float>(); }
 };
+
+// Forward and backward; the losses' sum.
+inline double step_loss(Transformer& model, const Batch& batch, float dloss_scale, bool accumulate) {
+    model.forward_backward(batch, dloss_scale, accumulate);
+    return model.total_loss();
+}
 
 class DirectoryTest : public testing::Test {
 protected:

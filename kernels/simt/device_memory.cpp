@@ -1,0 +1,128 @@
+// Allocations of the emulated GPU (device_memory.h).
+#include "kernels/simt/device_memory.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "kernels/simt/sanitizers.h"
+#include "kernels/simt/scheduler.h"
+
+namespace simt {
+namespace {
+
+constexpr size_t kAlignment = 256;
+
+struct Allocation {
+    uintptr_t complement;  // ~address: LeakSanitizer must not take this list for an owner
+    size_t bytes;
+    bool pinned;
+    uintptr_t begin() const { return ~complement; }
+    char* memory() const { return reinterpret_cast<char*>(begin()); }
+};
+struct Allocations {
+    std::vector<Allocation> sorted;  // by address
+    size_t device_bytes = 0;
+    bool open = false;
+};
+// Never destroyed: buffers with static lifetime are released late.
+Allocations& allocations() {
+    static Allocations* const only = new Allocations;
+    return *only;
+}
+
+// The first one that begins beyond `address`.
+std::vector<Allocation>::iterator beyond(uintptr_t address) {
+    auto& sorted = allocations().sorted;
+    return std::upper_bound(sorted.begin(), sorted.end(), address,
+                            [](uintptr_t a, const Allocation& allocation) { return a < allocation.begin(); });
+}
+// The one whose bytes, or whose end, `address` points to.
+const Allocation* find(const void* address) {
+    const auto next = beyond(reinterpret_cast<uintptr_t>(address));
+    if (next == allocations().sorted.begin()) return nullptr;
+    const Allocation& before = *(next - 1);
+    return reinterpret_cast<uintptr_t>(address) <= before.begin() + before.bytes ? &before : nullptr;
+}
+
+}  // namespace
+
+void* allocate(size_t bytes, bool pinned) {
+    if (!pinned && bytes > device_bytes_total() - device_bytes_used()) return nullptr;
+    void* memory = nullptr;
+    if (posix_memalign(&memory, kAlignment, std::max<size_t>(bytes, 1)) != 0) return nullptr;
+    std::memset(memory, 0xff, bytes);
+    undefine(memory, bytes);
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory);
+    allocations().sorted.insert(beyond(address), {~address, bytes, pinned});
+    if (!pinned) {
+        allocations().device_bytes += bytes;
+        if (!allocations().open) forbid(memory, bytes);
+    }
+    return memory;
+}
+
+void release_memory(void* memory, bool pinned, const char* what) {
+    const auto next = beyond(reinterpret_cast<uintptr_t>(memory));
+    if (next == allocations().sorted.begin() || (next - 1)->memory() != memory ||
+        (next - 1)->pinned != pinned) {
+        violation(nullptr, "%s(%p): no such memory", what, memory);
+    }
+    if (!pinned) {
+        allow(memory, (next - 1)->bytes);
+        allocations().device_bytes -= (next - 1)->bytes;
+    }
+    allocations().sorted.erase(next - 1);
+    std::free(memory);
+}
+
+size_t device_bytes_total() {
+    return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
+size_t device_bytes_used() { return allocations().device_bytes; }
+
+Place place_of(const void* address, size_t* left) {
+    const Allocation* const allocation = find(address);
+    if (left) {
+        *left =
+            allocation ? allocation->begin() + allocation->bytes - reinterpret_cast<uintptr_t>(address) : 0;
+    }
+    return !allocation ? Place::host : allocation->pinned ? Place::pinned : Place::device;
+}
+
+bool is_device_memory(const void* address, size_t bytes) {
+    size_t left = 0;
+    return place_of(address, &left) == Place::device && bytes <= left;
+}
+
+void check_place(const void* address, size_t bytes, bool device, const char* what, const char* argument) {
+    size_t left = 0;
+    const Place place = place_of(address, &left);
+    if (device && place != Place::device) {
+        violation(nullptr, "%s: %s %p is not in device memory", what, argument, address);
+    }
+    if (!device && place == Place::device && left > 0) {
+        violation(nullptr, "%s: %s %p is in device memory", what, argument, address);
+    }
+    if (place != Place::host && bytes > left && (left > 0 || device)) {
+        violation(nullptr, "%s: %s: %zu bytes, %zu are left of its allocation", what, argument, bytes, left);
+    }
+}
+
+OpenDeviceMemory::OpenDeviceMemory() {
+    allocations().open = true;
+    for (const Allocation& a : allocations().sorted) {
+        if (!a.pinned) allow(a.memory(), a.bytes);
+    }
+}
+OpenDeviceMemory::~OpenDeviceMemory() {
+    allocations().open = false;
+    for (const Allocation& a : allocations().sorted) {
+        if (!a.pinned) forbid(a.memory(), a.bytes);
+    }
+}
+
+}  // namespace simt

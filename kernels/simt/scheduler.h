@@ -1,0 +1,64 @@
+// Between the emulator's own files: the block that runs, its threads, who goes on next, and complaints.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+#include "kernels/simt/simt.h"
+
+namespace simt {
+
+constexpr int kLanes = 32;
+constexpr int kMaxThreads = 1024;
+
+// ---- running a grid (scheduler.cpp)
+// --------------------------------------------------------------------------------
+
+// All its blocks, one after another, on the calling thread. One grid at a time (streams.cpp holds a lock).
+void execute_grid(const LaunchSite& site, const std::function<void()>& thread);
+
+bool in_kernel();
+int current_thread();  // its index in the block
+// The calling thread cannot go on until make_ready() names it; another one runs.
+void wait_at(const Site& site);
+void make_ready(int warp, uint32_t lanes);
+// The lanes of a warp that the block has and that have not ended.
+uint32_t alive_lanes(int warp);
+// Words that stand for barriers towards ThreadSanitizer; no two blocks share one.
+char* sync_word(int index);
+
+// ---- collectives (warp.cpp)
+// ----------------------------------------------------------------------------------------
+
+void start_block_of_warps();
+void end_lane(int warp, int lane);  // aborts when others wait for it
+
+// ---- shared memory and asynchronous copies (shared_memory.cpp)
+// -----------------------------------------------------
+
+void start_block_memory(int64_t dynamic_bytes);
+void end_block_memory();
+void end_thread_copies(int thread);
+
+// ---- device memory (device_memory.cpp)
+// -----------------------------------------------------------------------------
+
+bool is_device_memory(const void* address, size_t bytes);
+
+// ---- chance
+// --------------------------------------------------------------------------------------------------------
+
+Order order();
+uint64_t random_bits();
+inline uint64_t random_below(uint64_t n) {
+    return static_cast<uint64_t>(static_cast<unsigned __int128>(random_bits()) * n >> 64);
+}
+inline bool coin() { return random_bits() >> 63; }
+
+// ---- complaints
+// ----------------------------------------------------------------------------------------------------
+
+// Prints "simt: WHAT: at PLACE, block, thread, of the kernel launched at PLACE" as one line and aborts.
+// `site` may be null. Outside kernels only WHAT is known.
+[[noreturn]] void violation(const Site* site, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+}  // namespace simt

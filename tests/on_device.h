@@ -1,0 +1,100 @@
+// The same test on every device: host tensors are copied to the device between guard values, the op runs
+// there, and what it left is fetched back into the host tensors.
+//   for (Device device : gpus()) {
+//       OnDevice on(device);
+//       rmsnorm_forward(on(y), on(rstd), on(x), on(w), kEps);
+//       on.fetch();
+//   }
+#pragma once
+#include <cstring>
+#include <vector>
+
+#include "core/device.h"
+#include "tests/op_check.h"
+
+// The emulator, and the GPU where there is one.
+inline std::vector<Device> gpus() {
+    std::vector<Device> devices{Device::simt};
+    if (device_from_name("auto") == Device::cuda) devices.push_back(Device::cuda);
+    return devices;
+}
+
+class OnDevice {
+public:
+    explicit OnDevice(Device device) : device_(device) {}
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+
+    // The tensor's copy on the device, as far from a 64-byte boundary as the tensor itself. The same tensor
+    // again (as an op's second argument, or an alias) is the same copy; absent stays absent; on the CPU it is
+    // itself.
+    Tensor operator()(Tensor host) {
+        if (host.absent() || device_ == Device::cpu) return host;
+        for (const Copy& copy : copies_) {
+            if (copy.host.data == host.data && copy.host.bytes() == host.bytes()) return place(copy, host);
+        }
+        copies_.push_back({host, Buffer(host.bytes() + 2 * kGuardBytes + kAlignment, device_),
+                           static_cast<int64_t>(reinterpret_cast<uintptr_t>(host.data) % kAlignment)});
+        const Copy& copy = copies_.back();
+        std::vector<uint8_t> bytes(static_cast<size_t>(copy.memory.bytes()), kGuard);
+        if (host.bytes() > 0) {
+            std::memcpy(&bytes[static_cast<size_t>(begin(copy))], host.data,
+                        static_cast<size_t>(host.bytes()));
+        }
+        copy_tensor(whole(copy), tensor_of(bytes.data(), copy.memory.bytes()));
+        return place(copy, host);
+    }
+    // Uninitialised memory on the device (NaNs), for scratch.
+    Tensor scratch(int64_t bytes) {
+        scratch_.emplace_back(std::vector<uint8_t>(static_cast<size_t>(bytes + kAlignment), kGuard));
+        std::vector<uint8_t>& host = scratch_.back();
+        auto* aligned = reinterpret_cast<uint8_t*>(
+            (reinterpret_cast<uintptr_t>(host.data()) + kAlignment - 1) / kAlignment * kAlignment);
+        return (*this)(tensor_of(aligned, bytes));
+    }
+    // Everything back into the host tensors. A guard that was overwritten fails the test.
+    void fetch() {
+        for (const Copy& copy : copies_) {
+            std::vector<uint8_t> bytes(static_cast<size_t>(copy.memory.bytes()));
+            copy_tensor(tensor_of(bytes.data(), copy.memory.bytes()), whole(copy));
+            const int64_t first = begin(copy), last = first + copy.host.bytes();
+            for (int64_t i = 0; i < copy.memory.bytes(); ++i) {
+                if (i == first) i = last;
+                if (i == copy.memory.bytes() || bytes[static_cast<size_t>(i)] == kGuard) continue;
+                ADD_FAILURE() << "guard overwritten on " << device_name(device_) << ", byte "
+                              << (i < first ? i - first : i - last) << " from the "
+                              << (i < first ? "beginning" : "end") << " of " << shape_text(copy.host);
+                break;
+            }
+            if (last > first) {
+                std::memcpy(copy.host.data, &bytes[static_cast<size_t>(first)],
+                            static_cast<size_t>(last - first));
+            }
+        }
+    }
+
+private:
+    // As f32, as bf16: NaN.
+    static constexpr uint8_t kGuard = 0xff;
+    static constexpr int64_t kGuardBytes = 256, kAlignment = 64;
+    struct Copy {
+        Tensor host;
+        Buffer memory;
+        int64_t offset;
+    };
+    static int64_t begin(const Copy& copy) { return kGuardBytes + copy.offset; }
+    Tensor place(const Copy& copy, Tensor host) const {
+        host.data = static_cast<uint8_t*>(copy.memory.data()) + begin(copy);
+        host.device = device_;
+        return host;
+    }
+    Tensor whole(const Copy& copy) const {
+        Tensor t = make_tensor(copy.memory.data(), DType::u8, copy.memory.bytes());
+        t.device = device_;
+        return t;
+    }
+
+    Device device_;
+    std::vector<Copy> copies_;
+    std::vector<std::vector<uint8_t>> scratch_;
+};

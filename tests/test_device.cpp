@@ -1,0 +1,125 @@
+// Device memory, copies, events, graphs and batches, on the emulator and on a GPU where there is one.
+#include "core/device.h"
+
+#include <numeric>
+
+#include "kernels/residual.h"
+#include "model/batch_tensors.h"
+#include "tests/on_device.h"
+
+namespace {
+
+Tensor host_ids(std::vector<int32_t>& ids) { return tensor_of(ids.data(), static_cast<int64_t>(ids.size())); }
+
+std::vector<int32_t> ids_of(Tensor t) {
+    std::vector<int32_t> ids(static_cast<size_t>(t.size()));
+    copy_tensor(host_ids(ids), t);
+    return ids;
+}
+
+}  // namespace
+
+TEST(Device, NamesComeBack) {
+    for (Device device : {Device::cpu, Device::cuda, Device::simt}) {
+        EXPECT_STREQ(device_name(device), device_name(device) + 0);
+        EXPECT_EQ(device_from_name(device_name(device)), device);
+    }
+    EXPECT_THROW(device_from_name("gpu"), InputError);
+    EXPECT_NE(device_from_name("auto"), Device::simt) << "the emulator is never chosen for anyone";
+}
+
+TEST(Device, BuffersAreZeroedAndTellTheirDevice) {
+    for (Device device : gpus()) {
+        Buffer buffer(1000 * 4, device);
+        EXPECT_EQ(buffer.device(), device);
+        EXPECT_EQ(buffer.tensor(DType::i32).device, device);
+        EXPECT_TRUE(ids_of(buffer.tensor(DType::i32)) == std::vector<int32_t>(1000));
+        Buffer moved = std::move(buffer);
+        EXPECT_EQ(moved.device(), device);
+        EXPECT_EQ(buffer.data(), nullptr);
+        EXPECT_GT(device_info(device).total_bytes, 0);
+        EXPECT_GE(device_info(device).capability, 80);
+    }
+}
+
+TEST(Device, CopiesGoEveryWay) {
+    for (Device device : gpus()) {
+        std::vector<int32_t> ids(777);
+        std::iota(ids.begin(), ids.end(), 5);
+        const std::vector<int32_t> expected = ids;
+        const Buffer first(777 * 4, device), second(777 * 4, device);
+        copy_tensor(first.tensor(DType::i32), host_ids(ids));
+        std::fill(ids.begin(), ids.end(), -1);  // ordinary memory may change on return
+        copy_tensor(second.tensor(DType::i32), first.tensor(DType::i32));
+        EXPECT_TRUE(ids_of(second.tensor(DType::i32)) == expected);
+        EXPECT_TRUE(ids_of(second.tensor(DType::i32).rows(700, 77)) ==
+                    std::vector<int32_t>(expected.begin() + 700, expected.end()));
+        const HostCopy copy(second.tensor(DType::i32));
+        EXPECT_EQ(copy.tensor().as<int32_t>()[776], 781);
+        zero_tensor(second.tensor(DType::i32).rows(1, 775));
+        const std::vector<int32_t> rest = ids_of(second.tensor(DType::i32));
+        EXPECT_EQ(std::accumulate(rest.begin(), rest.end(), 0), 5 + 781);
+    }
+}
+
+TEST(Device, CopiesRefuseWhatDoesNotFit) {
+    const Buffer device(16, Device::simt), host(20);
+    EXPECT_THROW(copy_tensor(device.tensor(), host.tensor()), InternalError);
+    EXPECT_THROW(copy_tensor(device.tensor(DType::f32), device.tensor(DType::i32)), InternalError);
+}
+
+TEST(Device, AGraphRunsAgainWithWhatLiesInItsTensors) {
+    for (Device device : gpus()) {
+        OnDevice on(device);
+        Guarded<float> x(Values{1, 2, 3}), y(Values{10, 20, 30});
+        const Tensor dx = on(x.tensor()), dy = on(y.tensor());
+        DeviceGraph graph(device);
+        EXPECT_FALSE(graph.recorded());
+        graph.record([&] {
+            residual_forward(dy, dy, dx);
+            residual_forward(dx, dx, dx);
+        });
+        EXPECT_TRUE(graph.recorded());
+        on.fetch();
+        EXPECT_TRUE(y.values() == Values({10, 20, 30})) << "recording runs nothing";
+        graph.launch();
+        graph.launch();
+        on.fetch();
+        EXPECT_TRUE(x.values() == Values({4, 8, 12}));
+        EXPECT_TRUE(y.values() == Values({13, 26, 39}));
+    }
+}
+
+TEST(Device, AFailedRecordingLeavesTheDeviceUsable) {
+    for (Device device : gpus()) {
+        DeviceGraph graph(device);
+        EXPECT_THROW(graph.record([] { throw InternalError("broken"); }), InternalError);
+        EXPECT_FALSE(graph.recorded());
+        OnDevice on(device);
+        Guarded<float> x(Values{1, 2});
+        residual_forward(on(x.tensor()), on(x.tensor()), on(x.tensor()));
+        on.fetch();
+        EXPECT_TRUE(x.values() == Values({2, 4}));
+    }
+}
+
+TEST(BatchTensors, OnADeviceShapesDependOnTheNumberOfTokensOnly) {
+    for (Device device : gpus()) {
+        BatchTensors tensors(12, device);
+        for (int32_t round = 0; round < 5; ++round) {  // more batches than stagings
+            Batch batch;
+            batch.num_rows = 1, batch.seq_len = 6;
+            batch.tokens = {1, 2, 3, 4, 5, round};
+            batch.targets = {2, 3, -1, 5, round, 7};
+            batch.positions = {0, 1, 2, 0, 1, round};
+            batch.cu_seqlens = {0, 3, 6};
+            tensors.load(batch, 0.25f * static_cast<float>(round));
+            batch.tokens.assign(6, -9);  // the copy was made
+            EXPECT_TRUE(ids_of(tensors.tokens) == std::vector<int32_t>({1, 2, 3, 4, 5, round}));
+            EXPECT_TRUE(ids_of(tensors.targets) == batch.targets);
+            EXPECT_TRUE(ids_of(tensors.positions) == batch.positions);
+            EXPECT_TRUE(ids_of(tensors.cu_seqlens) == std::vector<int32_t>({0, 3, 6, 6, 6, 6, 6}));
+            EXPECT_EQ(*HostCopy(tensors.dloss_scale).tensor().as<float>(), 0.25f * static_cast<float>(round));
+        }
+    }
+}
