@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "core/config_diff.h"
+#include "core/device.h"
 #include "core/error.h"
 #include "core/flags.h"
 #include "core/io.h"
@@ -20,8 +21,8 @@
 #include "eval/perplexity.h"
 #include "eval/report.h"
 #include "eval/text.h"
-#include "kernels/fma_peak.h"
 #include "kernels/isa.h"
+#include "kernels/peak.h"
 #include "model/checkpoint.h"
 #include "model/optimizer.h"
 #include "model/run_memory.h"
@@ -73,7 +74,8 @@ void declare(Flags& f, Options& o) {
           "skip a step whose loss or gradient norm lies this many deviations above; 0: off");
     f.add_choice("dtype", o.dtype, {"fp32", "bf16", "mixed"}, "mixed: fp32 tensors, bf16 matrix arithmetic");
     f.add_choice("recompute", o.recompute, {"none", "mlp", "block"}, "what the backward pass computes again");
-    f.add_choice("device", o.device, {"auto", "cpu"}, "where to run");
+    f.add_choice("device", o.device, {"auto", "cpu", "cuda", "simt"},
+                 "where to run; simt: CUDA kernels, emulated");
     f.add("isa", o.isa, "auto, plain, avx2, avx512 or avx512_bf16");
     f.add("threads", o.threads, "threads; 0: all cores", 0, 256);
     f.add("eval-every", o.eval_every, "steps between evaluations; 0: at the end only");
@@ -125,6 +127,7 @@ int body(int argc, char** argv) {
     flags.parse(argc, argv);
     if (o.threads > 0) set_num_threads(static_cast<int>(o.threads));
     set_isa(isa_from_name(o.isa.c_str()));
+    const Device device = device_from_name(o.device.c_str());
     set_progress_enabled(!o.quiet);
     const uint64_t seed = static_cast<uint64_t>(o.seed);
 
@@ -201,7 +204,8 @@ int body(int argc, char** argv) {
                          .math = o.dtype == "fp32" ? MatmulMath::f32 : MatmulMath::bf16,
                          .recompute = o.recompute == "block" ? Recompute::block
                                       : o.recompute == "mlp" ? Recompute::mlp
-                                                             : Recompute::none};
+                                                             : Recompute::none,
+                         .device = device};
     const OptimizerConfig optimizing{.muon = o.optimizer == "muon",
                                      .beta1 = o.beta1,
                                      .beta2 = o.beta2,
@@ -223,7 +227,7 @@ int body(int argc, char** argv) {
     check_run_directory(o.out, resolved, kFreeOptions);
     const MemoryPlan plan = plan_run(config, needs);
     std::fprintf(stderr, "%s", plan.text().c_str());
-    check_run_memory(config, needs, available_memory_bytes());
+    check_run_memory(config, needs, available_memory_bytes(device));
     const DirectoryLock lock(o.out);  // from here on this process alone writes there
     check_run_directory(o.out, resolved, kFreeOptions);
     watch_stop_signals();
@@ -264,10 +268,10 @@ int body(int argc, char** argv) {
                  config.family.c_str(), human_count(static_cast<double>(table.num_params())).c_str(),
                  o.dtype.c_str(), human_count(static_cast<double>(o.batch_tokens)).c_str(),
                  human_count(static_cast<double>(train_data.tokens_per_epoch())).c_str(), num_threads(),
-                 isa_name(current_isa()));
+                 device == Device::cpu ? isa_name(current_isa()) : device_info(device).name.c_str());
     const Schedule schedule{o.schedule, o.lr, o.lr_final_frac, o.warmup, o.steps};
     const double step_flops = flops_per_token(config, o.seq_len) * static_cast<double>(o.batch_tokens);
-    const double peak_flops = fma_peak_flops(shape.math);
+    const double peak = peak_flops(device, shape.math);
     RunLog log(o.out);
 
     // ---- what happens now and then ----
@@ -341,7 +345,7 @@ int body(int argc, char** argv) {
 
         const double seconds = seconds_now() - start;
         const double tokens_per_s = static_cast<double>(o.batch_tokens) / seconds;
-        const double mfu = step_flops / seconds / peak_flops;
+        const double mfu = peak > 0 ? step_flops / seconds / peak : 0;
         JsonLine line;
         line.add("kind", "step").add("step", state.step).add("loss", state.last_loss).add("lr", lr);
         line.add("grad_norm", result.grad_norm).add("tokens", state.tokens).add("ms", seconds * 1e3);

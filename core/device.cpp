@@ -57,7 +57,9 @@ const char* device_name(Device device) {
 
 Device device_from_name(const char* name) {
     for (Device device : kDevices) {
-        if (std::string_view(name) == device_name(device)) return device;
+        if (std::string_view(name) != device_name(device)) continue;
+        open_device(device);
+        return device;
     }
     if (std::string_view(name) != "auto") {
         fail_input({.what = "unknown device",

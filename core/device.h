@@ -9,8 +9,9 @@
 
 #include "core/tensor.h"
 
-const char* device_name(Device device);     // "cpu", "cuda", "simt"
-Device device_from_name(const char* name);  // "auto": cuda where there is a usable one, else cpu
+const char* device_name(Device device);  // "cpu", "cuda", "simt"
+// Opens the device of that name; "auto": cuda where there is a usable one, else cpu.
+Device device_from_name(const char* name);
 
 struct DeviceInfo {
     std::string name;  // "NVIDIA H200"

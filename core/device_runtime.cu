@@ -52,7 +52,9 @@ void open(int index) {
         fail_input({.what = "no GPU was found",
                     .where = "--device cuda",
                     .expected = "an NVIDIA GPU and its driver",
-                    .actual = found == cudaSuccess ? "no device" : cudaGetErrorString(found),
+                    .actual = driver == 0            ? "no driver"
+                              : found == cudaSuccess ? "no device"
+                                                     : cudaGetErrorString(found),
                     .hint = "--device cpu, or check nvidia-smi"});
     }
     if (index < 0 || index >= count) {

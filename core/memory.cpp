@@ -9,8 +9,10 @@
 #include <string>
 
 #include "core/cgroup.h"
+#include "core/device.h"
 
-int64_t available_memory_bytes() {
+int64_t available_memory_bytes(Device device) {
+    if (device != Device::cpu) return device_info(device).free_bytes;
     int64_t available = std::numeric_limits<int64_t>::max();
     std::ifstream meminfo("/proc/meminfo");
     for (std::string name, unit; meminfo >> name;) {

@@ -3,5 +3,7 @@
 #pragma once
 #include <cstdint>
 
-int64_t available_memory_bytes();
-int64_t peak_rss_bytes();  // most resident memory so far (getrusage)
+#include "core/tensor.h"
+
+int64_t available_memory_bytes(Device device = Device::cpu);  // of a device: what is free there
+int64_t peak_rss_bytes();                                     // most resident memory so far (getrusage)

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "core/flags.h"
 #include "core/io.h"
@@ -55,7 +56,7 @@ std::vector<ReportFact> with_result(const std::vector<ReportFact>& facts, const 
 }
 
 int body(int argc, char** argv) {
-    std::string directory, data, out, dtype = "fp32", isa = "auto";
+    std::string directory, data, out, dtype = "fp32", isa = "auto", device_choice = "auto";
     std::vector<std::string> fact_texts;
     int64_t seq_len = 0, micro_batch = 8, max_batches = 0, threads = 0, eot = -1;
     bool report = false, mask_documents = true;
@@ -75,10 +76,13 @@ int body(int argc, char** argv) {
     flags.add_list("fact", fact_texts,
                    "NAME=VALUE for the report's table; \"... bits per byte=X\" is a line in its plot");
     flags.add("threads", threads, "threads; 0: all cores", 0, 256);
+    flags.add_choice("device", device_choice, {"auto", "cpu", "cuda", "simt"},
+                     "where to run; simt: CUDA kernels, emulated");
     flags.add("isa", isa, "auto, plain, avx2, avx512 or avx512_bf16");
     flags.parse(argc, argv);
     if (threads > 0) set_num_threads(static_cast<int>(threads));
     set_isa(isa_from_name(isa.c_str()));
+    const Device device = device_from_name(device_choice.c_str());
     const std::vector<ReportFact> facts = parse_facts(fact_texts);
     if (report && !path_exists(out + "/log.jsonl")) {
         fail_input({.what = "--report needs a training run's directory",
@@ -108,13 +112,14 @@ int body(int argc, char** argv) {
                          .seq_len = seq_len,
                          .dtype = dtype == "bf16" ? DType::bf16 : DType::f32,
                          .math = dtype == "bf16" ? MatmulMath::bf16 : MatmulMath::f32,
-                         .backward = false};
+                         .backward = false,
+                         .device = device};
     const auto needed_bytes = [&](const RunShape& s) {
         MemoryPlan plan;
         Transformer::plan(plan, config, s);
         return plan.needed_bytes();
     };
-    if (const int64_t available = available_memory_bytes(); needed_bytes(shape) > available) {
+    if (const int64_t available = available_memory_bytes(device); needed_bytes(shape) > available) {
         RunShape smaller = shape;
         while (smaller.num_rows > 1 && needed_bytes(smaller) > available) smaller.num_rows /= 2;
         const bool fits = needed_bytes(smaller) <= available;

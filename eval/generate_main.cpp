@@ -6,6 +6,7 @@
 #include <iostream>
 #include <iterator>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "core/flags.h"
 #include "core/log.h"
@@ -18,7 +19,7 @@
 namespace {
 
 int body(int argc, char** argv) {
-    std::string directory, prompt, dtype = "bf16", isa = "auto";
+    std::string directory, prompt, dtype = "bf16", isa = "auto", device_choice = "auto";
     std::vector<std::string> stops;
     TextParams params;
     int64_t threads = 0, seed = 0, max_tokens = 0;
@@ -40,10 +41,13 @@ int body(int argc, char** argv) {
     flags.add("max-context", max_tokens, "size of the KV cache in tokens; 0: prompt plus continuation");
     flags.add_choice("dtype", dtype, {"fp32", "bf16"}, "arithmetic and memory of the weights");
     flags.add("threads", threads, "threads; 0: all cores", 0, 256);
+    flags.add_choice("device", device_choice, {"auto", "cpu", "cuda", "simt"},
+                     "where to run; simt: CUDA kernels, emulated");
     flags.add("isa", isa, "auto, plain, avx2, avx512 or avx512_bf16");
     flags.parse(argc, argv);
     if (threads > 0) set_num_threads(static_cast<int>(threads));
     set_isa(isa_from_name(isa.c_str()));
+    const Device device = device_from_name(device_choice.c_str());
     if (greedy) params.generate.sampling.temperature = 0;
     params.generate.seed = static_cast<uint64_t>(seed);
     params.stop_strings = stops;
@@ -78,7 +82,7 @@ int body(int argc, char** argv) {
     const DType used = dtype == "bf16" ? DType::bf16 : DType::f32;
     const int64_t weight_bytes = table.arena_size() * dtype_bytes(used);
     const int64_t needed = weight_bytes + Decoder::memory_bytes(config, used, max_tokens);
-    if (const int64_t available = available_memory_bytes(); needed > available) {
+    if (const int64_t available = available_memory_bytes(device); needed > available) {
         fail_input({.what = "the model and its context do not fit in memory",
                     .where = directory,
                     .expected = cat({"at most ", human_bytes(static_cast<double>(available))}),
@@ -86,7 +90,7 @@ int body(int argc, char** argv) {
                     .hint = used == DType::f32 ? "--dtype bf16, or a smaller --max-context"
                                                : "a smaller --max-context or model"});
     }
-    Buffer weights(weight_bytes);
+    Buffer weights(weight_bytes, device);
     load_hf_weights(directory, table, config, weights.tensor(used));
     Decoder decoder(config, table, weights.tensor(used), max_tokens);
     const double start = seconds_now();

@@ -187,12 +187,14 @@ Optimizer::Optimizer(const ParamTable& table, const OptimizerConfig& config, Ten
 
 Optimizer::~Optimizer() = default;
 
-void Optimizer::plan(MemoryPlan& plan, const ParamTable& table, const OptimizerConfig& config, DType dtype) {
+void Optimizer::plan(MemoryPlan& plan, const ParamTable& table, const OptimizerConfig& config, DType dtype,
+                     Device device) {
     const int64_t arena_bytes = table.arena_size() * dtype_bytes(DType::f32);
     const std::vector<Stretch> stretches = stretches_of(table, config.muon);
     if (dtype != DType::f32) plan.add("master weights", arena_bytes);
     plan.add("first moments", arena_bytes);
-    plan.add("second moments", second_moment_bytes(stretches, arena_bytes));
+    plan.add("second moments",
+             device == Device::cpu ? second_moment_bytes(stretches, arena_bytes) : arena_bytes);
     if (const int64_t scratch = muon_scratch_of(stretches); scratch > 0) plan.add("Muon scratch", scratch);
 }
 

@@ -24,13 +24,15 @@ int64_t fitting_rows(const ModelConfig& config, RunNeeds needs, int64_t availabl
 MemoryPlan plan_run(const ModelConfig& config, const RunNeeds& needs) {
     const ParamTable table(config);
     const int64_t rows = needs.rows_per_step > 0 ? needs.rows_per_step : needs.shape.num_rows;
+    const bool on_host = needs.shape.device == Device::cpu;
     MemoryPlan plan;
-    plan.add("program and libraries", needs.process_bytes);
+    if (on_host) plan.add("program and libraries", needs.process_bytes);
     Transformer::plan(plan, config, needs.shape);
-    Optimizer::plan(plan, table, needs.optimizer, needs.shape.dtype);
-    plan.add("the step's batches", rows * needs.shape.seq_len * 3 * dtype_bytes(DType::i32));
+    Optimizer::plan(plan, table, needs.optimizer, needs.shape.dtype, needs.shape.device);
     if (needs.sample_tokens > 0)
         plan.add("sampling", Decoder::memory_bytes(config, needs.shape.dtype, needs.sample_tokens));
+    if (!on_host) return plan;  // of the device's memory
+    plan.add("the step's batches", rows * needs.shape.seq_len * 3 * dtype_bytes(DType::i32));
     plan.add("token shards (mapped)", needs.shard_bytes, true);
     return plan;
 }

@@ -14,6 +14,7 @@ struct RunNeeds {
     int64_t process_bytes = 0;  // resident before: program, libraries, tokenizer
     int64_t shard_bytes = 0;    // mapped
 };
+// On a device: of its memory alone, since the host's needs are small beside it.
 MemoryPlan plan_run(const ModelConfig& config, const RunNeeds& needs);
 // InputError when the plan needs more than is available. Its hint holds flags that were planned and fit:
 // a micro-batch that divides the step, recomputation, or both.

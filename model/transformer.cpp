@@ -264,7 +264,10 @@ void Transformer::plan(MemoryPlan& plan, const ModelConfig& config, const RunSha
     if (shape.backward) plan.add("gradients (f32)", grads_bytes(table, shape));
     plan.add("activations", activation_bytes(config, shape));
     plan.add("scratch", scratch_bytes(config, shape));
-    if (shape.device != Device::cpu) return;
+    if (shape.device != Device::cpu) {
+        plan.add("batch", BatchTensors::device_bytes(shape.num_rows * shape.seq_len));
+        return;
+    }
     plan.add("matmul scratch", matmul_scratch_bytes(num_threads()));
     plan.add("attention scratch", num_threads() * kAttentionWorkerBytes);
 }

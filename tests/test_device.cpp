@@ -20,8 +20,7 @@ std::vector<int32_t> ids_of(Tensor t) {
 }  // namespace
 
 TEST(Device, NamesComeBack) {
-    for (Device device : {Device::cpu, Device::cuda, Device::simt}) {
-        EXPECT_STREQ(device_name(device), device_name(device) + 0);
+    for (Device device : {Device::cpu, Device::simt}) {
         EXPECT_EQ(device_from_name(device_name(device)), device);
     }
     EXPECT_THROW(device_from_name("gpu"), InputError);

@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "kernels/check.h"
 #include "kernels/fma_peak.h"
+#include "kernels/peak.h"
 
 namespace {
 
@@ -68,3 +69,15 @@ TEST(ArgumentCheck, SaysOpArgumentExpectedAndActual) {
 }
 
 }  // namespace
+
+TEST(Peak, DataSheetsAreFoundByTheDriversNames) {
+    EXPECT_EQ(data_sheet_flops("NVIDIA H200", MatmulMath::bf16), 989.4e12);
+    EXPECT_EQ(data_sheet_flops("NVIDIA H100 80GB HBM3", MatmulMath::bf16), 989.4e12);
+    EXPECT_EQ(data_sheet_flops("NVIDIA H100 PCIe", MatmulMath::bf16), 756e12);
+    EXPECT_EQ(data_sheet_flops("NVIDIA A100-SXM4-80GB", MatmulMath::f32), 19.5e12);
+    EXPECT_EQ(data_sheet_flops("NVIDIA GH200 480GB", MatmulMath::bf16), 989.4e12);
+    EXPECT_EQ(data_sheet_flops("NVIDIA L4", MatmulMath::bf16), 121e12);
+    EXPECT_EQ(data_sheet_flops("emulated GPU (simt)", MatmulMath::bf16), 0);
+    EXPECT_EQ(peak_flops(Device::simt, MatmulMath::bf16), 0);
+    EXPECT_GT(peak_flops(Device::cpu, MatmulMath::f32), 0);
+}

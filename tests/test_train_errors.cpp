@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/device.h"
+#include "core/error.h"
 #include "core/memory.h"
 #include "tests/toy_run.h"
 
@@ -414,4 +416,21 @@ TEST_F(BadInput, Generate) {
                        {"--model", good_model_, "--prompt", "x", "--top-p", "2"},
                        {"--top-p", "2"}},
                   });
+}
+
+// Without a GPU --device cuda says why; the emulator is there for everyone, and says when a run is too large.
+TEST_F(BadInput, Devices) {
+    check_train({{"unknown device", {"--device", "gpu"}, {"--device", "auto, cpu, cuda", "hint:"}}});
+    bool has_gpu = false;
+    try {
+        open_device(Device::cuda);
+        has_gpu = true;
+    } catch (const InputError& error) {
+        check_train({{"no GPU", {"--device", "cuda"}, {error.what(), "hint: "}}});
+    }
+    if (!has_gpu) {
+        check_train({{"too large for the emulated GPU",
+                      {"--device", "simt", "--micro-batch", "1000000"},
+                      {"does not fit in memory", "--micro-batch", "hint:"}}});
+    }
 }
