@@ -9,9 +9,7 @@
 #include "kernels/check.h"
 #include "kernels/isa.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
+#ifdef ISA_PLAIN
 void check_sampling(Tensor logits, const SamplingParams& params, float uniform) {
     const ArgumentCheck check{"sample_token", logits.device};
     check.tensor("logits", logits, DType::f32, {-1});
@@ -21,17 +19,19 @@ void check_sampling(Tensor logits, const SamplingParams& params, float uniform) 
     check.that(params.top_p >= 0 && params.top_p <= 1, "top_p", "0 to 1", params.top_p);
     check.that(uniform >= 0 && uniform < 1, "uniform", "[0,1)", static_cast<double>(uniform));
 }
+#endif
 
-int32_t largest_logit(Tensor logits) {
-    const ArgumentCheck check{"sample_token", logits.device};
-    const float* data = logits.as<float>();
+namespace ISA_NAMESPACE {
+namespace {
+
+// -1: there is none, or it is not finite, or a logit is NaN.
+int32_t largest_logit(const float* logits, int64_t vocab_size) {
     int64_t best = 0;
-    for (int64_t id = 0; id < logits.dims[0]; ++id) {
-        check.that(!std::isnan(data[id]), "logits", "no NaN; one is at", static_cast<double>(id));
-        if (data[id] > data[best]) best = id;
+    for (int64_t id = 0; id < vocab_size; ++id) {
+        if (std::isnan(logits[id])) return -1;
+        if (logits[id] > logits[best]) best = id;
     }
-    check.that(std::isfinite(data[best]), "logits", "a finite maximum", static_cast<double>(data[best]));
-    return static_cast<int32_t>(best);
+    return std::isfinite(logits[best]) ? static_cast<int32_t>(best) : -1;
 }
 
 // Ids by falling logit, ties by id, sorted as far as asked.
@@ -70,8 +70,8 @@ int32_t sample_token(Tensor logits, const SamplingParams& params, float uniform)
     check_sampling(logits, params, uniform);
     const float* data = logits.as<float>();
     const int64_t vocab_size = logits.dims[0];
-    const int32_t best = largest_logit(logits);
-    if (params.temperature == 0) return best;
+    const int32_t best = largest_logit(data, vocab_size);
+    if (best < 0 || params.temperature == 0) return best;
 
     const auto weight = [&](int32_t id) {
         return std::exp((static_cast<double>(data[id]) - static_cast<double>(data[best])) /
@@ -105,5 +105,5 @@ int32_t sample_token(Tensor logits, const SamplingParams& params, float uniform)
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(int32_t, sample_token, (Tensor logits, const SamplingParams& params, float uniform),
-             (logits, params, uniform))
+DEVICE_ENTRY(logits.device, int32_t, sample_token,
+             (Tensor logits, const SamplingParams& params, float uniform), (logits, params, uniform))

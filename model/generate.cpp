@@ -2,7 +2,6 @@
 #include "model/generate.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "core/device.h"
@@ -24,7 +23,7 @@ struct Decoder::State {
     int64_t max_tokens, length = 0;
     std::vector<LayerTensors> layers;
     Tensor wte, wpe, final_norm_w, final_norm_b, head;
-    Buffer memory, logits_on_host;
+    Buffer memory;
     // What a chunk of n tokens needs, and the cache behind it.
     struct Places {
         Tensor rope, logits, last_hidden, mean, rstd;  // [maxT,D], [1,V], [1,C], [1], [1]
@@ -42,7 +41,6 @@ struct Decoder::State {
         for (int64_t l = 0; l < c.num_layers; ++l) layers.push_back(layer_tensors(table, params, l));
         memory = Buffer(bytes(config, dtype, max_tokens), params.device);
         view_for(1);
-        if (!params.on_host()) logits_on_host = Buffer(places.logits.bytes());
         if (config.position == Position::rope) {
             Buffer host(places.rope.bytes());
             const Tensor table_on_host = host.tensor(DType::f32).view(max_tokens, config.head_dim);
@@ -120,7 +118,7 @@ int64_t Decoder::length() const { return state_->length; }
 int64_t Decoder::max_tokens() const { return state_->max_tokens; }
 int64_t Decoder::vocab_size() const { return state_->config.vocab_size; }
 
-const float* Decoder::append(const int32_t* tokens, int64_t count) {
+Tensor Decoder::append(const int32_t* tokens, int64_t count) {
     State& s = *state_;
     CHECK(count > 0, cat({"count=", count}));
     if (count > s.max_tokens - s.length) {
@@ -145,10 +143,7 @@ const float* Decoder::append(const int32_t* tokens, int64_t count) {
     norm_forward(at.last_hidden, at.mean, at.rstd, at.stream.rows(at.stream.dims[0] - 1, 1), s.final_norm_w,
                  s.final_norm_b, s.config.norm_eps);
     matmul_forward(at.logits, at.last_hidden, s.head);
-    if (at.logits.on_host()) return at.logits.as<float>();
-    const Tensor result = s.logits_on_host.tensor(DType::f32);
-    copy_tensor(result, at.logits);
-    return result.as<float>();
+    return at.logits.view(s.config.vocab_size);
 }
 
 std::vector<int32_t> generate(Decoder& decoder, const std::vector<int32_t>& prompt,
@@ -159,16 +154,16 @@ std::vector<int32_t> generate(Decoder& decoder, const std::vector<int32_t>& prom
     const RandomKey key{.seed = params.seed, .stream = kSamplingStream};
     const int64_t num_ids =
         params.num_ids > 0 ? std::min(params.num_ids, decoder.vocab_size()) : decoder.vocab_size();
-    const float* logits = decoder.append(prompt.data(), static_cast<int64_t>(prompt.size()));
+    Tensor logits = decoder.append(prompt.data(), static_cast<int64_t>(prompt.size()));
     while (static_cast<int64_t>(tokens.size()) < params.max_new_tokens) {
         if (params.stop && params.stop()) break;
-        if (!std::all_of(logits, logits + num_ids, [](float x) { return std::isfinite(x); })) {
+        const int32_t token =
+            sample_token(logits.rows(0, num_ids), params.sampling, random_uniform(key, tokens.size()));
+        if (token < 0) {
             fail_input({.what = "the model's logits are not finite",
                         .where = cat({"token ", decoder.length()}),
                         .hint = "its weights have diverged: use an earlier checkpoint"});
         }
-        const int32_t token = sample_token(tensor_of(const_cast<float*>(logits), num_ids), params.sampling,
-                                           random_uniform(key, tokens.size()));
         if (std::ranges::find(params.stop_tokens, token) != params.stop_tokens.end()) break;
         tokens.push_back(token);
         if (emit && !emit(token)) break;

@@ -22,9 +22,9 @@ public:
     int64_t length() const;  // tokens in the cache
     int64_t max_tokens() const;
     int64_t vocab_size() const;
-    // Appends tokens (prefill in chunks, or one) and returns the logits [V] f32 after the last one; valid
-    // until the next call.
-    const float* append(const int32_t* tokens, int64_t count);
+    // Appends tokens (prefill in chunks, or one) and returns the logits [V] f32 after the last one, where the
+    // parameters are; valid until the next call.
+    Tensor append(const int32_t* tokens, int64_t count);
 
 private:
     struct State;

@@ -67,7 +67,8 @@ TEST(Generate, DecoderMatchesTheWholeForward) {
                  {std::vector<int64_t>{150}, {1, 1, 1, 7, 1, 129, 1, 1, 8}}) {
                 decoder.reset();
                 for (const int64_t count : cut) {
-                    const float* logits = decoder.append(tokens.data() + decoder.length(), count);
+                    const Tensor after = decoder.append(tokens.data() + decoder.length(), count);
+                    const float* logits = after.as<float>();
                     const int64_t last = decoder.length() - 1, V = config.vocab_size;
                     expect_close(Values(logits, logits + V),
                                  Values(expected.begin() + last * V, expected.begin() + (last + 1) * V),

@@ -4,7 +4,7 @@
 
 #include <numeric>
 
-#include "tests/op_check.h"
+#include "tests/on_device.h"
 
 namespace {
 
@@ -38,9 +38,11 @@ int32_t twin(const Values& logits, const SamplingParams& params, double uniform)
     return ids[weights.size() - 1];
 }
 
-int32_t sample(const Values& logits, const SamplingParams& params, float uniform) {
+int32_t sample(const Values& logits, const SamplingParams& params, float uniform,
+               Device device = Device::cpu) {
     Guarded<float> data(logits, 1);
-    return sample_token(data.tensor(), params, uniform);
+    OnDevice on(device);
+    return sample_token(on(data.tensor()), params, uniform);
 }
 
 }  // namespace
@@ -95,12 +97,48 @@ TEST(Sampling, FrequenciesAreTheSoftmax) {
 }
 
 TEST(Sampling, RefusesWhatCannotBeDrawn) {
-    expect_mentions(check_failure([] { sample({1, std::nan(""), 2}, {}, 0); }), {"sample_token", "NaN", "1"});
-    expect_mentions(check_failure([] { sample({HUGE_VAL, 1}, {}, 0); }), {"logits", "finite"});
+    for (double temperature : {0.0, 1.0}) {
+        EXPECT_EQ(sample({1, std::nan(""), 2}, {.temperature = temperature}, 0), -1);
+        EXPECT_EQ(sample({HUGE_VAL, 1}, {.temperature = temperature}, 0), -1);
+        EXPECT_EQ(sample({-HUGE_VAL}, {.temperature = temperature}, 0), -1);
+    }
     expect_mentions(check_failure([] {
                         sample({0, 1}, {.temperature = -1}, 0);
                     }),
                     {"argument temperature", "-1"});
     expect_mentions(check_failure([] { sample({0, 1}, {.top_p = 1.5}, 0); }), {"argument top_p", "1.5"});
     expect_mentions(check_failure([] { sample({0, 1}, {}, 1); }), {"argument uniform"});
+}
+
+TEST(Sampling, FollowsTheDefinitionOnDevices) {
+    for (Device device : gpus()) {
+        for (int64_t vocab : {1, 37, 1500}) {
+            Values logits = representable<float>(normal_values(vocab, 1, 3));
+            for (size_t i = 5; i < logits.size(); i += 7) logits[i] = logits[i - 5];  // ties
+            for (size_t i = 3; i < logits.size(); i += 11) logits[i] = i % 2 ? 0.0 : -0.0;
+            for (const SamplingParams& params :
+                 {SamplingParams{.temperature = 0}, SamplingParams{},
+                  SamplingParams{.temperature = 0.5, .top_k = 10}, SamplingParams{.top_p = 0.3},
+                  SamplingParams{.top_k = 1}, SamplingParams{.temperature = 3, .top_k = 300, .top_p = 0.95},
+                  SamplingParams{.top_p = 0}}) {
+                for (float uniform : {0.0f, 0.123f, 0.77f, std::nextafter(1.0f, 0.0f)}) {
+                    ASSERT_EQ(sample(logits, params, uniform, device), twin(logits, params, double{uniform}))
+                        << "vocabulary " << vocab << " temperature " << params.temperature << " top_k "
+                        << params.top_k << " top_p " << params.top_p << " uniform " << uniform;
+                }
+            }
+        }
+    }
+}
+
+TEST(Sampling, OnDevicesTheImpossibleIsNotDrawnAndNansAreRefused) {
+    for (Device device : gpus()) {
+        const Values logits = {-HUGE_VAL, 0, -HUGE_VAL, 0, -HUGE_VAL};
+        EXPECT_EQ(sample(logits, {}, 0.49f, device), 1);
+        EXPECT_EQ(sample(logits, {}, 0.5f, device), 3);
+        EXPECT_EQ(sample(logits, {}, std::nextafter(1.0f, 0.0f), device), 3);
+        EXPECT_EQ(sample({1, 2, NAN, NAN}, {}, 0, device), -1);
+        EXPECT_EQ(sample({1, HUGE_VAL}, {}, 0, device), -1);
+        EXPECT_EQ(sample({-HUGE_VAL}, {.temperature = 0}, 0, device), -1);
+    }
 }
