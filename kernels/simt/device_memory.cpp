@@ -15,6 +15,12 @@ namespace simt {
 namespace {
 
 constexpr size_t kAlignment = 256;
+// Bytes on either side of an allocation that a kernel must leave at 0xff. AddressSanitizer has its own.
+#if defined(SIMT_ASAN)
+constexpr size_t kGuard = 0;
+#else
+constexpr size_t kGuard = 256;
+#endif
 
 struct Allocation {
     uintptr_t complement;  // ~address: LeakSanitizer must not take this list for an owner
@@ -53,8 +59,9 @@ const Allocation* find(const void* address) {
 void* allocate(size_t bytes, bool pinned) {
     if (!pinned && bytes > device_bytes_total() - device_bytes_used()) return nullptr;
     void* memory = nullptr;
-    if (posix_memalign(&memory, kAlignment, std::max<size_t>(bytes, 1)) != 0) return nullptr;
-    std::memset(memory, 0xff, bytes);
+    if (posix_memalign(&memory, kAlignment, bytes + 2 * kGuard) != 0) return nullptr;
+    std::memset(memory, 0xff, bytes + 2 * kGuard);
+    memory = static_cast<char*>(memory) + kGuard;
     undefine(memory, bytes);
     const uintptr_t address = reinterpret_cast<uintptr_t>(memory);
     allocations().sorted.insert(beyond(address), {~address, bytes, pinned});
@@ -76,7 +83,7 @@ void release_memory(void* memory, bool pinned, const char* what) {
         allocations().device_bytes -= (next - 1)->bytes;
     }
     allocations().sorted.erase(next - 1);
-    std::free(memory);
+    std::free(static_cast<char*>(memory) - kGuard);
 }
 
 size_t device_bytes_total() {
@@ -96,6 +103,18 @@ Place place_of(const void* address, size_t* left) {
 bool is_device_memory(const void* address, size_t bytes) {
     size_t left = 0;
     return place_of(address, &left) == Place::device && bytes <= left;
+}
+
+void check_guards() {
+    static const std::vector<unsigned char> untouched(kGuard, 0xff);
+    for (const Allocation& a : allocations().sorted) {
+        if (std::memcmp(a.memory() + a.bytes, untouched.data(), kGuard) != 0) {
+            violation(nullptr, "a kernel wrote past the end of an allocation of %zu bytes", a.bytes);
+        }
+        if (std::memcmp(a.memory() - kGuard, untouched.data(), kGuard) != 0) {
+            violation(nullptr, "a kernel wrote before the begin of an allocation of %zu bytes", a.bytes);
+        }
+    }
 }
 
 void check_place(const void* address, size_t bytes, bool device, const char* what, const char* argument) {

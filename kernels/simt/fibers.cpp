@@ -2,7 +2,6 @@
 #include "kernels/simt/fibers.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <cstdio>
@@ -89,19 +88,18 @@ void enter() {
 
 }  // namespace
 
-void create_fiber(Fiber& fiber, void (*entry)()) {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    void* memory = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE,
+void create_fiber(Fiber& fiber, const char* name, void (*entry)()) {
+    void* memory = mmap(nullptr, kStackGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) != 0) {
+    if (memory == MAP_FAILED || mprotect(memory, kStackGuardBytes, PROT_NONE) != 0) {
         std::perror("simt: no memory for a fiber's stack");
         std::abort();
     }
     fiber_entry = entry;
-    char* const stack = static_cast<char*>(memory) + page;
+    char* const stack = static_cast<char*>(memory) + kStackGuardBytes;
     fiber.stack = stack;
     fiber.stack_bytes = kStackBytes;
-    fiber.tsan = create_tsan_fiber();
+    fiber.tsan = create_tsan_fiber(name);
 #if defined(SIMT_UCONTEXT)
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = stack;

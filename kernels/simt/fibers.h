@@ -13,6 +13,7 @@
 namespace simt {
 
 constexpr size_t kStackBytes = 256 << 10;
+constexpr size_t kStackGuardBytes = 64 << 10;  // below it; a multiple of every page size in use
 
 struct Fiber {
 #if defined(SIMT_UCONTEXT)
@@ -26,9 +27,9 @@ struct Fiber {
     void* tsan = nullptr;        // ThreadSanitizer's
 };
 
-// Gives `fiber` a stack, below which lies a page that nobody may touch. It is kept for good. The first switch
-// to it calls `entry`, which must not return.
-void create_fiber(Fiber& fiber, void (*entry)());
+// Gives `fiber` a stack, below which lies memory that nobody may touch. It is kept for good. The first switch
+// to it calls `entry`, which must not return. `name` appears in ThreadSanitizer's reports.
+void create_fiber(Fiber& fiber, const char* name, void (*entry)());
 // The stack on which this is called, so that it can be left and come back to.
 void adopt_stack(Fiber& fiber);
 void switch_fiber(Fiber& from, Fiber& to);

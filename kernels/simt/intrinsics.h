@@ -48,8 +48,7 @@ T from_bits(uint64_t bits) {
 
 #define SIMT_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-// ---- barriers and fences
-// -------------------------------------------------------------------------------------------
+// ---- barriers and fences ----------------------------------------------------------------------------------
 
 inline void __syncthreads(SIMT_SITE) { simt::block_barrier({"__syncthreads", file, line}, 0); }
 inline int __syncthreads_count(int predicate, SIMT_SITE) {
@@ -67,8 +66,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, SIMT_SITE) {
 inline void __threadfence() { simt::fence(false); }
 inline void __threadfence_block() { simt::fence(true); }
 
-// ---- collectives of a warp
-// -----------------------------------------------------------------------------------------
+// ---- collectives of a warp --------------------------------------------------------------------------------
 
 // Lanes are cut into segments of `width`; a source outside the caller's segment gives the caller's own value.
 template <class T>
@@ -148,8 +146,7 @@ inline unsigned __reduce_xor_sync(unsigned mask, unsigned value, SIMT_SITE) {
 // Which lanes happen to run together is no property of a program.
 unsigned __activemask() = delete;
 
-// ---- atomics: relaxed, of the types that CUDA has; float sums would depend on the order of threads
-// -----------------
+// ---- atomics: relaxed, of the types that CUDA has; float sums would depend on the order of threads --------
 
 namespace simt {
 template <class T, class Change>
@@ -194,8 +191,7 @@ inline unsigned atomicInc(unsigned* address, unsigned limit) {
 float atomicAdd(float*, float) = delete;
 double atomicAdd(double*, double) = delete;
 
-// ---- memory
-// --------------------------------------------------------------------------------------------------------
+// ---- memory -----------------------------------------------------------------------------------------------
 
 template <class T>
 T __ldg(const T* address) {
@@ -219,8 +215,7 @@ void __stcg(T* address, T value) {
 }
 inline unsigned __isShared(const void* address) { return simt::is_shared(address); }
 
-// ---- arithmetic
-// ----------------------------------------------------------------------------------------------------
+// ---- arithmetic -------------------------------------------------------------------------------------------
 
 namespace simt {
 // As the hardware computes the fast ones: through powers and logarithms of 2.
@@ -288,8 +283,7 @@ inline float max(float x, float y) { return fmaxf(x, y); }
 inline double min(double x, double y) { return fmin(x, y); }
 inline double max(double x, double y) { return fmax(x, y); }
 
-// ---- the rest
-// ------------------------------------------------------------------------------------------------------
+// ---- the rest ---------------------------------------------------------------------------------------------
 
 inline void __nanosleep(unsigned) { simt::yield(); }
 long long clock64();

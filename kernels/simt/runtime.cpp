@@ -22,8 +22,7 @@ cudaError_t note(cudaError_t error) {
 
 }  // namespace
 
-// ---- launches
-// ------------------------------------------------------------------------------------------------------
+// ---- launches ---------------------------------------------------------------------------------------------
 
 namespace simt {
 
@@ -60,8 +59,7 @@ void run_grid(const LaunchSite& site, std::initializer_list<const void*> pointer
 
 long long clock64() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 
-// ---- the device
-// ----------------------------------------------------------------------------------------------------
+// ---- the device -------------------------------------------------------------------------------------------
 
 cudaError_t cudaGetDeviceCount(int* count) {
     *count = 1;
@@ -94,35 +92,44 @@ cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(ve
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 
-const char* cudaGetErrorName(cudaError_t error) {
-    switch (error) {
-        case cudaSuccess: return "cudaSuccess";
-        case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
-        case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
-        case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
-        case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
-        case cudaErrorNotReady: return "cudaErrorNotReady";
-        case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
-        case cudaErrorStreamCaptureUnjoined: return "cudaErrorStreamCaptureUnjoined";
+namespace {
+struct ErrorText {
+    cudaError_t error;
+    const char *name, *text;
+};
+constexpr ErrorText kErrors[] = {
+    {cudaSuccess, "cudaSuccess", "no error"},
+    {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
+    {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
+    {cudaErrorInsufficientDriver, "cudaErrorInsufficientDriver", "the driver is older than the runtime"},
+    {cudaErrorNoDevice, "cudaErrorNoDevice", "no device"},
+    {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
+    {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
+    {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
+    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported", "not while the stream captures"},
+    {cudaErrorStreamCaptureUnmatched, "cudaErrorStreamCaptureUnmatched",
+     "the capture began in another stream"},
+    {cudaErrorStreamCaptureUnjoined, "cudaErrorStreamCaptureUnjoined",
+     "a stream of the capture did not come back"},
+    {cudaErrorStreamCaptureIsolation, "cudaErrorStreamCaptureIsolation", "an event from outside the capture"},
+};
+const ErrorText* text_of(cudaError_t error) {
+    for (const ErrorText& known : kErrors) {
+        if (known.error == error) return &known;
     }
-    return "unrecognized error code";
+    return nullptr;
+}
+}  // namespace
+const char* cudaGetErrorName(cudaError_t error) {
+    const ErrorText* const known = text_of(error);
+    return known ? known->name : "unrecognized error code";
 }
 const char* cudaGetErrorString(cudaError_t error) {
-    switch (error) {
-        case cudaSuccess: return "no error";
-        case cudaErrorInvalidValue: return "invalid argument";
-        case cudaErrorMemoryAllocation: return "out of memory";
-        case cudaErrorInvalidDevice: return "invalid device ordinal";
-        case cudaErrorInvalidResourceHandle: return "invalid resource handle";
-        case cudaErrorNotReady: return "device not ready";
-        case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
-        case cudaErrorStreamCaptureUnjoined: return "capture has work of a stream that did not join again";
-    }
-    return "unrecognized error code";
+    const ErrorText* const known = text_of(error);
+    return known ? known->text : "unrecognized error code";
 }
 
-// ---- memory
-// --------------------------------------------------------------------------------------------------------
+// ---- memory -----------------------------------------------------------------------------------------------
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
     const Lock lock(simt::runtime_lock());
@@ -155,8 +162,7 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
     return cudaSuccess;
 }
 
-// ---- copies
-// --------------------------------------------------------------------------------------------------------
+// ---- copies -----------------------------------------------------------------------------------------------
 
 namespace {
 

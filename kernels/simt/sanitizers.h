@@ -31,9 +31,14 @@
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned flags);
+void __tsan_set_fiber_name(void* fiber, const char* name);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
 }
 #endif
 
@@ -45,8 +50,7 @@ constexpr bool kTsan = true;
 constexpr bool kTsan = false;
 #endif
 
-// ---- memory
-// --------------------------------------------------------------------------------------------------------
+// ---- memory -----------------------------------------------------------------------------------------------
 
 inline void forbid([[maybe_unused]] const void* memory, [[maybe_unused]] size_t bytes) {
 #if defined(SIMT_ASAN)
@@ -64,8 +68,7 @@ inline void undefine([[maybe_unused]] const void* memory, [[maybe_unused]] size_
 #endif
 }
 
-// ---- stacks
-// --------------------------------------------------------------------------------------------------------
+// ---- stacks -----------------------------------------------------------------------------------------------
 
 // Before and after a switch of stacks. The second also learns the bounds of the stack that was left.
 inline void start_switch([[maybe_unused]] void** fake_stack, [[maybe_unused]] const void* stack,
@@ -81,8 +84,7 @@ inline void finish_switch([[maybe_unused]] void* fake_stack, [[maybe_unused]] co
 #endif
 }
 
-// ---- threads
-// -------------------------------------------------------------------------------------------------------
+// ---- threads ----------------------------------------------------------------------------------------------
 
 inline void* current_tsan_fiber() {
 #if defined(SIMT_TSAN)
@@ -91,9 +93,11 @@ inline void* current_tsan_fiber() {
     return nullptr;
 #endif
 }
-inline void* create_tsan_fiber() {
+inline void* create_tsan_fiber([[maybe_unused]] const char* name) {
 #if defined(SIMT_TSAN)
-    return __tsan_create_fiber(0);
+    void* const fiber = __tsan_create_fiber(0);
+    __tsan_set_fiber_name(fiber, name);
+    return fiber;
 #else
     return nullptr;
 #endif
@@ -115,5 +119,24 @@ inline void acquire([[maybe_unused]] void* word) {
     __tsan_acquire(word);
 #endif
 }
+// While one lives, the thread's accesses are the emulator's own (memset and its like are seen even in files
+// that are not instrumented).
+class OwnAccesses {
+public:
+#if defined(SIMT_TSAN)
+    OwnAccesses() {
+        AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+        AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+    }
+    ~OwnAccesses() {
+        AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+        AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+    }
+#else
+    OwnAccesses() {}
+#endif
+    OwnAccesses(const OwnAccesses&) = delete;
+    OwnAccesses& operator=(const OwnAccesses&) = delete;
+};
 
 }  // namespace simt

@@ -4,10 +4,10 @@
 #include "kernels/simt/scheduler.h"
 
 #include <bit>
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "kernels/simt/fibers.h"
@@ -36,7 +36,8 @@ struct Block {
     ThreadState threads[kMaxThreads];
     uint32_t ready_warps = 0;  // those with a lane in `ready`
     uint32_t ready[kMaxWarps], alive[kMaxWarps], waited_for_previous[kMaxWarps];
-    int pushed_warp = -1;  // goes on whenever it can, so that the warps drift apart
+    uint32_t yielded[kMaxWarps], yielded_warps = 0;  // in fixed orders they come after all that are ready
+    int pushed_warp = -1;                            // goes on whenever it can, so that the warps drift apart
     int64_t idle_yields = 0;
     // __syncthreads
     int at_barrier = 0, predicates = 0, predicates_before = 0;
@@ -52,8 +53,7 @@ int fiber_set = 0;
 Fiber* parked[kMaxThreads];  // created fibers that have no thread (not used under ThreadSanitizer)
 int num_parked = 0;
 
-// ---- chance
-// --------------------------------------------------------------------------------------------------------
+// ---- chance -----------------------------------------------------------------------------------------------
 
 struct Chance {
     Order order = Order::random;
@@ -89,8 +89,7 @@ int random_bit_of(uint32_t mask, uint32_t random) {
     return (std::countr_zero(std::rotr(mask, turn)) + turn) & 31;
 }
 
-// ---- who is next
-// ---------------------------------------------------------------------------------------------------
+// ---- who is next ------------------------------------------------------------------------------------------
 
 [[noreturn]] void report_deadlock() {
     // Threads that wait at one place are told together.
@@ -119,6 +118,10 @@ int random_bit_of(uint32_t mask, uint32_t random) {
 
 // -1: all have ended.
 int next_thread() {
+    if (block.ready_warps == 0 && block.yielded_warps != 0) {
+        for (int w = 0; w < kMaxWarps; ++w) block.ready[w] = std::exchange(block.yielded[w], 0u);
+        block.ready_warps = std::exchange(block.yielded_warps, 0u);
+    }
     if (block.ready_warps == 0) {
         if (block.num_ended < block.num_threads) report_deadlock();
         return -1;
@@ -156,16 +159,18 @@ __attribute__((noinline)) void set_current(int thread) {
 
 void fiber_loop();
 
-Fiber& fiber_for(int thread) {
-    if (!kTsan && num_parked > 0) return *parked[--num_parked];
-    Fiber* const set = fibers[fiber_set];
-    int& created = num_created[fiber_set];
-    if (!kTsan) {
-        create_fiber(set[created], fiber_loop);
-        return set[created++];
+void create_fibers(int set, int count) {
+    for (int& n = num_created[set]; n < count; ++n) {
+        char name[32];
+        std::snprintf(name, sizeof name, "thread %d of a block", n);
+        create_fiber(fibers[set][n], name, fiber_loop);
     }
-    while (created <= thread) create_fiber(set[created++], fiber_loop);
-    return set[thread];
+}
+Fiber& fiber_for(int thread) {
+    if (kTsan) return fibers[fiber_set][thread];
+    if (num_parked > 0) return *parked[--num_parked];
+    create_fibers(0, num_created[0] + 1);
+    return fibers[0][num_created[0] - 1];
 }
 
 void switch_to(int thread, Fiber& from) {
@@ -259,6 +264,10 @@ void execute_grid(const LaunchSite& site, const std::function<void()>& thread) {
                                   t / site.block.x / site.block.y};
     }
     adopt_stack(host);
+    if (kTsan) {  // by the host: a fiber begins with the history of its creator
+        create_fibers(0, block.num_threads);
+        create_fibers(1, block.num_threads);
+    }
     blockDim = site.block;
     gridDim = site.grid;
     const uint64_t num_blocks = uint64_t{site.grid.x} * site.grid.y * site.grid.z;
@@ -271,6 +280,7 @@ void execute_grid(const LaunchSite& site, const std::function<void()>& thread) {
             shuffled[j] = i;
         }
     }
+    const CrashReports crash_reports;
     release(&host);
     for (uint64_t i = 0; i < num_blocks; ++i) {
         const uint64_t b = !shuffled.empty()              ? shuffled[i]
@@ -281,10 +291,17 @@ void execute_grid(const LaunchSite& site, const std::function<void()>& thread) {
                     static_cast<unsigned>(b / site.grid.x / site.grid.y)};
         run_block();
     }
+    check_guards();
     block.launch = nullptr;
 }
 
-bool in_kernel() { return block.launch != nullptr; }
+const LaunchSite* current_launch() { return block.launch; }
+bool in_stack_guard(const void* address) {
+    if (!block.launch) return false;
+    const char* const stack = static_cast<const char*>(block.threads[block.current].fiber->stack);
+    const char* const a = static_cast<const char*>(address);
+    return a < stack && a >= stack - kStackGuardBytes;
+}
 int current_thread() { return block.current; }
 uint32_t alive_lanes(int warp) { return warp * kLanes < block.num_threads ? block.alive[warp] : 0; }
 
@@ -302,13 +319,18 @@ void make_ready(int warp, uint32_t lanes) {
 }
 
 void yield() {
-    // Who spins must not be the one that is pushed ahead.
-    block.pushed_warp =
-        coin() ? static_cast<int>(random_below(static_cast<uint64_t>(block.num_threads + 31) / kLanes)) : -1;
-    const int64_t yields = block.idle_yields + 1;
-    if (yields > 50'000'000) violation(nullptr, "threads spin and none of them gets on");
-    make_ready(block.current / kLanes, 1u << block.current % kLanes);
-    block.idle_yields = yields;
+    if (++block.idle_yields > 20'000'000) violation(nullptr, "threads spin and none of them gets on");
+    const int warp = block.current / kLanes;
+    if (order() == Order::random) {
+        // Who spins must not be the one that is pushed ahead.
+        const auto num_warps = static_cast<uint64_t>((block.num_threads + kLanes - 1) / kLanes);
+        block.pushed_warp = coin() ? static_cast<int>(random_below(num_warps)) : -1;
+        block.ready[warp] |= 1u << block.current % kLanes;
+        block.ready_warps |= 1u << warp;
+    } else {
+        block.yielded[warp] |= 1u << block.current % kLanes;
+        block.yielded_warps |= 1u << warp;
+    }
     wait_at({"a loop that waits", "?", 0});
 }
 
@@ -349,22 +371,5 @@ void fence(bool) {
 }
 
 void trap(const Site& site) { violation(&site, "__trap"); }
-
-void violation(const Site* site, const char* format, ...) {
-    char text[3000];
-    va_list arguments;
-    va_start(arguments, format);
-    std::vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    std::fprintf(stderr, "simt: %s", text);
-    if (site) std::fprintf(stderr, ": at %s:%d", site->file, site->line);
-    if (block.launch) {
-        std::fprintf(stderr, ": block (%u,%u,%u), thread (%u,%u,%u) of the kernel launched at %s:%d",
-                     blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z,
-                     block.launch->file, block.launch->line);
-    }
-    std::fprintf(stderr, "\n");
-    std::abort();
-}
 
 }  // namespace simt

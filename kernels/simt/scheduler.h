@@ -10,14 +10,13 @@ namespace simt {
 constexpr int kLanes = 32;
 constexpr int kMaxThreads = 1024;
 
-// ---- running a grid (scheduler.cpp)
-// --------------------------------------------------------------------------------
+// ---- running a grid (scheduler.cpp) -----------------------------------------------------------------------
 
 // All its blocks, one after another, on the calling thread. One grid at a time (streams.cpp holds a lock).
 void execute_grid(const LaunchSite& site, const std::function<void()>& thread);
 
-bool in_kernel();
-int current_thread();  // its index in the block
+const LaunchSite* current_launch();  // null outside kernels
+int current_thread();                // its index in the block
 // The calling thread cannot go on until make_ready() names it; another one runs.
 void wait_at(const Site& site);
 void make_ready(int warp, uint32_t lanes);
@@ -26,26 +25,23 @@ uint32_t alive_lanes(int warp);
 // Words that stand for barriers towards ThreadSanitizer; no two blocks share one.
 char* sync_word(int index);
 
-// ---- collectives (warp.cpp)
-// ----------------------------------------------------------------------------------------
+// ---- collectives (warp.cpp) -------------------------------------------------------------------------------
 
 void start_block_of_warps();
 void end_lane(int warp, int lane);  // aborts when others wait for it
 
-// ---- shared memory and asynchronous copies (shared_memory.cpp)
-// -----------------------------------------------------
+// ---- shared memory and asynchronous copies (shared_memory.cpp) --------------------------------------------
 
 void start_block_memory(int64_t dynamic_bytes);
 void end_block_memory();
 void end_thread_copies(int thread);
 
-// ---- device memory (device_memory.cpp)
-// -----------------------------------------------------------------------------
+// ---- device memory (device_memory.cpp) --------------------------------------------------------------------
 
 bool is_device_memory(const void* address, size_t bytes);
+void check_guards();  // aborts when a kernel wrote beside an allocation
 
-// ---- chance
-// --------------------------------------------------------------------------------------------------------
+// ---- chance -----------------------------------------------------------------------------------------------
 
 Order order();
 uint64_t random_bits();
@@ -54,11 +50,20 @@ inline uint64_t random_below(uint64_t n) {
 }
 inline bool coin() { return random_bits() >> 63; }
 
-// ---- complaints
-// ----------------------------------------------------------------------------------------------------
+// ---- complaints -------------------------------------------------------------------------------------------
 
-// Prints "simt: WHAT: at PLACE, block, thread, of the kernel launched at PLACE" as one line and aborts.
-// `site` may be null. Outside kernels only WHAT is known.
+// Prints "simt: WHAT: at PLACE: block, thread of the kernel launched at PLACE" as one line and aborts. `site`
+// may be null; outside kernels only WHAT is known.
 [[noreturn]] void violation(const Site* site, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+// While one lives, a crash in a kernel is told in the same way. Sanitizers tell it better and are left alone.
+class CrashReports {
+public:
+    CrashReports();
+    ~CrashReports();
+    CrashReports(const CrashReports&) = delete;
+    CrashReports& operator=(const CrashReports&) = delete;
+};
+bool in_stack_guard(const void* address);  // just below the stack of the thread that runs
 
 }  // namespace simt

@@ -18,7 +18,7 @@ constexpr size_t kLimit = 227 << 10;       // what a block of sm_90 may ask for
 constexpr size_t kStaticLimit = 48 << 10;  // what declared arrays may take of it
 constexpr size_t kGap = 16;
 constexpr unsigned char kGapByte = 0xa5;
-constexpr size_t kWords = 1024;       // sync_word()
+constexpr size_t kWords = 2048;       // sync_word()
 constexpr size_t kArena = 512 << 10;  // room for gaps and alignment
 
 struct Array {
@@ -37,6 +37,7 @@ struct Arena {
 Arena arena;
 
 void fill(size_t begin, size_t bytes) {
+    const OwnAccesses own;
     allow(arena.memory + begin, bytes);
     std::memset(arena.memory + begin, 0xff, bytes);
     undefine(arena.memory + begin, bytes);
@@ -44,6 +45,7 @@ void fill(size_t begin, size_t bytes) {
 // From `begin` up to 16 bytes beyond the next multiple of 16.
 size_t gap_bytes(size_t begin) { return (begin + kGap - 1) / kGap * kGap + kGap - begin; }
 void add_gap(size_t begin) {
+    const OwnAccesses own;
     const size_t bytes = gap_bytes(begin);
     allow(arena.memory + begin, bytes);
     std::memset(arena.memory + begin, kGapByte, bytes);
@@ -51,8 +53,14 @@ void add_gap(size_t begin) {
     arena.used = begin + bytes;
 }
 
-// ---- cp.async
-// ------------------------------------------------------------------------------------------------------
+void map_arena() {
+    void* memory = mmap(nullptr, kArena, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) violation(nullptr, "no memory for a block's shared memory");
+    arena.memory = static_cast<char*>(memory);
+    forbid(arena.memory + kWords, kArena - kWords);
+}
+
+// ---- cp.async ---------------------------------------------------------------------------------------------
 
 struct Copy {
     char* out;
@@ -85,12 +93,7 @@ void complete(Copies& mine, int end, bool only_last = false) {
 }  // namespace
 
 void start_block_memory(int64_t dynamic_bytes) {
-    if (!arena.memory) {
-        void* memory = mmap(nullptr, kArena, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED) violation(nullptr, "no memory for a block's shared memory");
-        arena.memory = static_cast<char*>(memory);
-        forbid(arena.memory + kWords, kArena - kWords);
-    }
+    if (!arena.memory) map_arena();
     arena.num_arrays = 0;
     arena.static_bytes = 0;
     arena.dynamic_bytes = static_cast<size_t>(dynamic_bytes);
@@ -115,19 +118,22 @@ void end_block_memory() {
     }
     forbid(arena.memory + kWords, arena.used - kWords);
     if (kTsan) {
-        // A new mapping has no history: the next block's accesses race with none of this one's.
-        mmap(arena.memory, kArena, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        // Memory without a history: the next block's accesses race with none of this one's, its barriers
+        // order none.
+        const OwnAccesses own;
+        munmap(arena.memory, kArena);
+        map_arena();
     }
 }
 
-char* sync_word(int index) { return arena.memory + 4 * index; }
+char* sync_word(int index) { return arena.memory + 8 * index; }
 
 void* shared_array(const void* site, size_t bytes, size_t alignment, const char* file, int line) {
     for (int i = 0; i < arena.num_arrays; ++i) {
         if (arena.arrays[i].site == site) return arena.memory + arena.arrays[i].begin;
     }
     const Site place{"SHARED", file, line};
-    if (!in_kernel()) violation(&place, "shared memory outside a kernel");
+    if (!current_launch()) violation(&place, "shared memory outside a kernel");
     const size_t begin = (arena.used + alignment - 1) / alignment * alignment;
     arena.static_bytes += (bytes + alignment - 1) / alignment * alignment;
     if (arena.static_bytes > kStaticLimit) {
@@ -161,8 +167,7 @@ void check_shared(const void* address, int bytes, const Site& site) {
     }
 }
 
-// ---- cp.async
-// ------------------------------------------------------------------------------------------------------
+// ---- cp.async ---------------------------------------------------------------------------------------------
 
 void issue_copy(void* shared, const void* global, int bytes, int valid_bytes, const Site& site) {
     if (valid_bytes > 0) {
@@ -176,6 +181,7 @@ void issue_copy(void* shared, const void* global, int bytes, int valid_bytes, co
     forbid(shared, static_cast<size_t>(bytes));
     undefine(shared, static_cast<size_t>(bytes));
     Copies& mine = copies[current_thread()];
+    const OwnAccesses own;
     mine.under_way.push_back({static_cast<char*>(shared), static_cast<const char*>(global), bytes,
                               valid_bytes, mine.num_committed});
 }

@@ -13,8 +13,7 @@
 
 namespace simt {
 
-// ---- launches
-// ------------------------------------------------------------------------------------------------------
+// ---- launches ---------------------------------------------------------------------------------------------
 
 struct LaunchSite {
     dim3 grid, block;
@@ -39,8 +38,7 @@ void launch(void (*kernel)(Params...), const LaunchSite& site, std::type_identit
     run_grid(site, {pointer_argument(arguments)...}, [=] { kernel(arguments...); });
 }
 
-// ---- the order of threads, blocks and streams: what CUDA leaves open
-// -----------------------------------------------
+// ---- the order of threads, blocks and streams: what CUDA leaves open --------------------------------------
 
 // ascending, descending: by index, and work of streams runs at its call. random: by a seed; streams run at
 // synchronisation points. At the start: the environment's SIMT_ORDER (random) and SIMT_SEED (1).
@@ -48,8 +46,7 @@ enum class Order { ascending, descending, random };
 void set_order(Order order);
 void set_seed(uint64_t seed);
 
-// ---- inside kernels
-// ------------------------------------------------------------------------------------------------
+// ---- inside kernels ---------------------------------------------------------------------------------------
 
 // Shared memory of the current block: one array for each `site`, filled with 0xff (NaN, -1) at the block's
 // start.

@@ -98,8 +98,7 @@ unsigned lane_id() { return static_cast<unsigned>(current_thread()) % kLanes; }
 
 void warp_barrier(unsigned mask, const Site& site) { collective(mask, site, nullptr, nullptr, true); }
 
-// ---- numbers
-// -------------------------------------------------------------------------------------------------------
+// ---- numbers ----------------------------------------------------------------------------------------------
 
 namespace {
 struct Number {
@@ -173,8 +172,7 @@ unsigned reduce(unsigned mask, unsigned bits, Reduce operation, const Site& site
     return static_cast<unsigned>(number.result);
 }
 
-// ---- matrices (kernels/mma.h draws the fragments)
-// ------------------------------------------------------------------
+// ---- matrices (kernels/mma.h draws the fragments) ---------------------------------------------------------
 
 namespace {
 

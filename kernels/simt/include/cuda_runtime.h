@@ -6,8 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-// ---- language
-// ------------------------------------------------------------------------------------------------------
+// ---- language ---------------------------------------------------------------------------------------------
 
 #define __global__
 #define __device__
@@ -55,19 +54,21 @@ extern thread_local constinit uint3 threadIdx, blockIdx;
 extern thread_local constinit dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
-// ---- runtime
-// -------------------------------------------------------------------------------------------------------
+// ---- runtime ----------------------------------------------------------------------------------------------
 
 enum cudaError {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
+    cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
     cudaErrorInvalidResourceHandle = 400,
     cudaErrorNotReady = 600,
     cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureUnmatched = 903,
     cudaErrorStreamCaptureUnjoined = 904,
+    cudaErrorStreamCaptureIsolation = 905,
 };
 using cudaError_t = cudaError;
 using cudaStream_t = struct CUstream_st*;
