@@ -1,31 +1,10 @@
-// Philox4x32-10 and what is drawn from it. The key holds the seed, the counter's upper half the stream, so
-// that no two streams of one seed ever share a block. Salmon et al., "Parallel random numbers: as easy as 1,
-// 2, 3".
+// What is drawn from Philox's words: integers, uniform and normal numbers, permutations.
 #include "core/rng.h"
 
 #include <cmath>
 #include <numbers>
 
 #include "core/error.h"
-
-Random4 random4(RandomKey key, uint64_t counter) {
-    constexpr uint32_t kMultiplier0 = 0xd2511f53u, kMultiplier1 = 0xcd9e8d57u;
-    constexpr uint32_t kWeyl0 = 0x9e3779b9u, kWeyl1 = 0xbb67ae85u;  // golden ratio, sqrt(3) - 1
-    uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32);
-    uint32_t c2 = static_cast<uint32_t>(key.stream), c3 = static_cast<uint32_t>(key.stream >> 32);
-    uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t product0 = uint64_t{kMultiplier0} * c0;
-        const uint64_t product1 = uint64_t{kMultiplier1} * c2;
-        c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ k0;
-        c1 = static_cast<uint32_t>(product1);
-        c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ k1;
-        c3 = static_cast<uint32_t>(product0);
-        k0 += kWeyl0;
-        k1 += kWeyl1;
-    }
-    return {{c0, c1, c2, c3}};
-}
 
 uint32_t random_u32(RandomKey key, uint64_t counter) { return random4(key, counter).word[0]; }
 

@@ -5,15 +5,17 @@
 #include "kernels/elementwise.h"
 #include "kernels/philox_simd.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
+#ifdef ISA_PLAIN
 void check_cast(const char* op, Tensor out, Tensor inp) {
     const ArgumentCheck check{op, out.device};
     check.float_dtype("inp", inp);
     check.float_dtype("out", out);
     check.that(out.size() == inp.size(), "out", "as many elements as inp", static_cast<double>(out.size()));
 }
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
 
 template <class Out, class In>
 void convert(Tensor out, Tensor inp) {
@@ -65,9 +67,9 @@ void scale_in_place(Tensor x, float factor, Stream) {
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, cast, (Tensor out, Tensor inp, Stream stream), (out, inp, stream))
-KERNEL_ENTRY(void, cast_stochastic,
+DEVICE_ENTRY(out.device, void, cast, (Tensor out, Tensor inp, Stream stream), (out, inp, stream))
+DEVICE_ENTRY(out.device, void, cast_stochastic,
              (Tensor out, Tensor inp, RandomKey key, int64_t first_index, Stream stream),
              (out, inp, key, first_index, stream))
-KERNEL_ENTRY(void, fill_zero, (Tensor out, Stream stream), (out, stream))
-KERNEL_ENTRY(void, scale_in_place, (Tensor x, float factor, Stream stream), (x, factor, stream))
+DEVICE_ENTRY(out.device, void, fill_zero, (Tensor out, Stream stream), (out, stream))
+DEVICE_ENTRY(x.device, void, scale_in_place, (Tensor x, float factor, Stream stream), (x, factor, stream))

@@ -4,13 +4,13 @@
 #include "kernels/relu2.h"
 #include "kernels/residual.h"
 #include "kernels/swiglu.h"
-#include "tests/op_check.h"
+#include "tests/on_device.h"
 
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kSizes[] = {0,  1,    7,    16,
-                              37, 1000, 70001};  // the last crosses pieces handed to different threads
+                              37, 1000, 5003, 70001};  // the last crosses pieces handed to different threads
 
 double gelu_twin(double x) {
     return x / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
@@ -21,10 +21,12 @@ double silu_twin(double x) { return x / (1 + std::exp(-x)); }
 using Forward = void (*)(Tensor, Tensor, Stream);
 using Backward = void (*)(Tensor, Tensor, Tensor, Stream);
 
+// `offset` moves the tensors off the boundaries that vectors of memory want.
 template <class T>
-void check_unary(double (*function)(double), Forward forward, Backward backward) {
+void check_unary(double (*function)(double), Forward forward, Backward backward, Device device,
+                 int64_t offset) {
     for (int64_t size : kSizes) {
-        SCOPED_TRACE(cat({dtype_name(dtype_of<T>()), " ", size}));
+        SCOPED_TRACE(cat({device_name(device), " ", dtype_name(dtype_of<T>()), " ", size, " + ", offset}));
         const Values x = representable<T>(normal_values(size, 1, 2)),
                      dy = representable<T>(normal_values(size, 2));
         Values y, dx;
@@ -32,23 +34,25 @@ void check_unary(double (*function)(double), Forward forward, Backward backward)
             y.push_back(function(x[i]));
             dx.push_back(dy[i] * (function(x[i] + 1e-5) - function(x[i] - 1e-5)) / 2e-5);
         }
-        Guarded<T> inp(x, 1), out(size, 3), dout(dy), dinp(size);
-        forward(out.tensor(), inp.tensor(), {});
-        backward(dinp.tensor(), inp.tensor(), dout.tensor(), {});
+        Guarded<T> inp(x, offset), out(size, 3 * offset), dout(dy), dinp(size);
+        Guarded<T> in_place(x), gradient_in_place(dy);
+        OnDevice on(device);
+        forward(on(out.tensor()), on(inp.tensor()), {});
+        backward(on(dinp.tensor()), on(inp.tensor()), on(dout.tensor()), {});
+        forward(on(in_place.tensor()), on(in_place.tensor()), {});
+        backward(on(gradient_in_place.tensor()), on(inp.tensor()), on(gradient_in_place.tensor()), {});
+        on.fetch();
         expect_close(out.values(), y, kTolerance<T>, "out");
         expect_close(dinp.values(), dx, kTolerance<T>, "dinp");
-
-        Guarded<T> in_place(x), gradient_in_place(dy);
-        forward(in_place.tensor(), in_place.tensor(), {});
-        backward(gradient_in_place.tensor(), inp.tensor(), gradient_in_place.tensor(), {});
         EXPECT_TRUE(in_place.bytes() == out.bytes() && gradient_in_place.bytes() == dinp.bytes())
             << "in place";
     }
 }
 
 template <class T>
-void check_swiglu(int64_t rows, int64_t width) {
-    SCOPED_TRACE(cat({dtype_name(dtype_of<T>()), " ", rows, " x ", width}));
+void check_swiglu(int64_t rows, int64_t width, Device device, int64_t offset) {
+    SCOPED_TRACE(
+        cat({device_name(device), " ", dtype_name(dtype_of<T>()), " ", rows, " x ", width, " + ", offset}));
     const Values x = representable<T>(normal_values(rows * 2 * width, 1, 2));
     const Values dy = representable<T>(normal_values(rows * width, 2));
     Values y, dx(x.size());
@@ -62,95 +66,150 @@ void check_swiglu(int64_t rows, int64_t width) {
             dx[gate] = d * x[up] * (silu_twin(x[gate] + 1e-5) - silu_twin(x[gate] - 1e-5)) / 2e-5;
         }
     }
-    Guarded<T> gate_up(x, 1), out(rows * width), dout(dy, 3), dgate_up(2 * rows * width);
-    swiglu_forward(out.tensor(rows, width), gate_up.tensor(rows, 2 * width));
-    swiglu_backward(dgate_up.tensor(rows, 2 * width), gate_up.tensor(rows, 2 * width),
-                    dout.tensor(rows, width));
+    Guarded<T> gate_up(x, offset), out(rows * width), dout(dy, 3 * offset), dgate_up(2 * rows * width),
+        in_place(x, offset);
+    const auto halves = [&](const Guarded<T>& g) { return g.tensor(rows, width); };
+    const auto both = [&](const Guarded<T>& g) { return g.tensor(rows, 2 * width); };
+    OnDevice on(device);
+    swiglu_forward(on(halves(out)), on(both(gate_up)));
+    swiglu_backward(on(both(dgate_up)), on(both(gate_up)), on(halves(dout)));
+    swiglu_backward(on(both(in_place)), on(both(in_place)), on(halves(dout)));
+    on.fetch();
     expect_close(out.values(), y, kTolerance<T>, "out");
     expect_close(dgate_up.values(), dx, kTolerance<T>, "dgate_up");
-    swiglu_backward(gate_up.tensor(rows, 2 * width), gate_up.tensor(rows, 2 * width),
-                    dout.tensor(rows, width));
-    EXPECT_TRUE(gate_up.bytes() == dgate_up.bytes()) << "in place";
+    EXPECT_TRUE(in_place.bytes() == dgate_up.bytes()) << "in place";
 }
 
 // out and d out / d inp of one element, alone in a vector and amid others alike.
-std::pair<float, float> at(double x, Forward forward, Backward backward) {
-    Guarded<float> inp(Values(35, x)), out(35), dout(Values(35, 1.0)), dinp(35);
-    forward(out.tensor(), inp.tensor(), {});
-    backward(dinp.tensor(), inp.tensor(), dout.tensor(), {});
-    EXPECT_TRUE(out[0] == out[34] || (std::isnan(out[0]) && std::isnan(out[34])));
-    return {out[34], dinp[34]};
+template <class T>
+std::pair<double, double> at(double x, Forward forward, Backward backward, Device device) {
+    Guarded<T> inp(Values(35, x)), out(35), dout(Values(35, 1.0)), dinp(35);
+    OnDevice on(device);
+    forward(on(out.tensor()), on(inp.tensor()), {});
+    backward(on(dinp.tensor()), on(inp.tensor()), on(dout.tensor()), {});
+    on.fetch();
+    EXPECT_TRUE(to_double(out[0]) == to_double(out[34]) ||
+                (std::isnan(to_double(out[0])) && std::isnan(to_double(out[34]))));
+    return {to_double(out[34]), to_double(dinp[34])};
 }
+
+template <class T>
+void check_extremes(Device device) {
+    SCOPED_TRACE(cat({device_name(device), " ", dtype_name(dtype_of<T>())}));
+    const auto gelu_at = [&](double x) { return at<T>(x, gelu_forward, gelu_backward, device); };
+    const auto relu2_at = [&](double x) { return at<T>(x, relu2_forward, relu2_backward, device); };
+    for (double x : {100.0, 9984.0}) {
+        EXPECT_EQ(gelu_at(x), std::make_pair(x, 1.0));
+        EXPECT_EQ(gelu_at(-x), std::make_pair(0.0, 0.0));
+        EXPECT_EQ(relu2_at(x), std::make_pair(to_double(rounded<T>(x * x)), 2 * x));
+        EXPECT_EQ(relu2_at(-x), std::make_pair(0.0, 0.0));
+    }
+    EXPECT_EQ(gelu_at(kInfinity).first, kInfinity);
+    EXPECT_EQ(relu2_at(kInfinity).first, kInfinity);
+    EXPECT_EQ(relu2_at(-kInfinity).first, 0.0);
+    for (double x : {std::nan(""), -kInfinity}) {  // -inf * 0: NaN by the formula, and worth stopping for
+        EXPECT_TRUE(std::isnan(gelu_at(x).first));
+    }
+    EXPECT_TRUE(std::isnan(gelu_at(std::nan("")).second));
+    EXPECT_TRUE(std::isnan(relu2_at(std::nan("")).first));
+    EXPECT_TRUE(std::isnan(relu2_at(std::nan("")).second));
+
+    Guarded<T> gates(Values{100, -100, kInfinity, std::nan(""), 2, 2, 2, 2}), out(4);
+    OnDevice on(device);
+    swiglu_forward(on(out.tensor(1, 4)), on(gates.tensor(1, 8)));
+    on.fetch();
+    EXPECT_EQ(to_double(out[0]), 200.0);
+    EXPECT_EQ(to_double(out[1]), 0.0);
+    EXPECT_EQ(to_double(out[2]), kInfinity);
+    EXPECT_TRUE(std::isnan(to_double(out[3])));
+}
+
+void check_residual_sums(Device device, int64_t offset) {
+    for (int64_t size : kSizes) {
+        SCOPED_TRACE(cat({device_name(device), " ", size, " + ", offset}));
+        const Values a = normal_values(size, 1), b = normal_values(size, 2);
+        Guarded<bf16> a16(a, offset), b16(b), out16(size), in_place(a);
+        Guarded<float> a32(a), b32(b, 3 * offset), out32(size);
+        OnDevice on(device);
+        residual_forward(on(out16.tensor()), on(a16.tensor()), on(b16.tensor()));
+        residual_forward(on(out32.tensor()), on(a32.tensor()), on(b32.tensor()));
+        residual_forward(on(in_place.tensor()), on(in_place.tensor()), on(b16.tensor()));
+        on.fetch();
+        for (int64_t i = 0; i < size; ++i) {
+            ASSERT_EQ(out32[i], a32[i] + b32[i]);
+            ASSERT_EQ(out16[i].bits, to_bf16(to_float(a16[i]) + to_float(b16[i])).bits);
+        }
+        EXPECT_TRUE(in_place.bytes() == out16.bytes()) << "in place";
+    }
+}
+
+struct Matrix {
+    int64_t rows, width;
+};
+// The last three reach every path of a GPU: vectors, several blocks a row, some of them not full.
+constexpr Matrix kMatrices[] = {{1, 1}, {3, 7}, {17, 67}, {300, 129}, {0, 4}, {3, 16}, {5, 600}, {2, 2568}};
 
 }  // namespace
 
 TEST(Gelu, EqualsItsTwinAndFiniteDifferences) {
     for_each_isa([] {
-        check_unary<float>(gelu_twin, gelu_forward, gelu_backward);
-        check_unary<bf16>(gelu_twin, gelu_forward, gelu_backward);
+        check_unary<float>(gelu_twin, gelu_forward, gelu_backward, Device::cpu, 1);
+        check_unary<bf16>(gelu_twin, gelu_forward, gelu_backward, Device::cpu, 1);
     });
+    for (Device device : gpus()) {
+        for (int64_t offset : {0, 1}) {
+            check_unary<float>(gelu_twin, gelu_forward, gelu_backward, device, offset);
+            check_unary<bf16>(gelu_twin, gelu_forward, gelu_backward, device, offset);
+        }
+    }
 }
 
 TEST(Relu2, EqualsItsTwinAndFiniteDifferences) {
     for_each_isa([] {
-        check_unary<float>(relu2_twin, relu2_forward, relu2_backward);
-        check_unary<bf16>(relu2_twin, relu2_forward, relu2_backward);
+        check_unary<float>(relu2_twin, relu2_forward, relu2_backward, Device::cpu, 1);
+        check_unary<bf16>(relu2_twin, relu2_forward, relu2_backward, Device::cpu, 1);
     });
+    for (Device device : gpus()) {
+        for (int64_t offset : {0, 1}) {
+            check_unary<float>(relu2_twin, relu2_forward, relu2_backward, device, offset);
+            check_unary<bf16>(relu2_twin, relu2_forward, relu2_backward, device, offset);
+        }
+    }
 }
 
 TEST(SwiGlu, EqualsItsTwinAndFiniteDifferences) {
     for_each_isa([] {
-        for (auto [rows, width] : {std::pair<int64_t, int64_t>{1, 1}, {3, 7}, {17, 67}, {300, 129}, {0, 4}}) {
-            check_swiglu<float>(rows, width);
-            check_swiglu<bf16>(rows, width);
+        for (auto [rows, width] : kMatrices) {
+            check_swiglu<float>(rows, width, Device::cpu, 1);
+            check_swiglu<bf16>(rows, width, Device::cpu, 1);
         }
     });
+    for (Device device : gpus()) {
+        for (auto [rows, width] : kMatrices) {
+            for (int64_t offset : {0, 1}) {
+                check_swiglu<float>(rows, width, device, offset);
+                check_swiglu<bf16>(rows, width, device, offset);
+            }
+        }
+    }
 }
 
 TEST(Activations, ExtremesSaturateAndNaNPropagates) {
     for_each_isa([] {
-        for (double x : {100.0, 1e4}) {
-            EXPECT_EQ(at(x, gelu_forward, gelu_backward), std::make_pair(static_cast<float>(x), 1.0f));
-            EXPECT_EQ(at(-x, gelu_forward, gelu_backward), std::make_pair(0.0f, 0.0f));
-            EXPECT_EQ(at(x, relu2_forward, relu2_backward),
-                      std::make_pair(static_cast<float>(x * x), static_cast<float>(2 * x)));
-            EXPECT_EQ(at(-x, relu2_forward, relu2_backward), std::make_pair(0.0f, 0.0f));
-        }
-        EXPECT_EQ(at(kInfinity, gelu_forward, gelu_backward).first, kInfinity);
-        EXPECT_EQ(at(kInfinity, relu2_forward, relu2_backward).first, kInfinity);
-        EXPECT_EQ(at(-kInfinity, relu2_forward, relu2_backward).first, 0.0f);
-        for (double x : {std::nan(""), -kInfinity}) {  // -inf * 0: NaN by the formula, and worth stopping for
-            EXPECT_TRUE(std::isnan(at(x, gelu_forward, gelu_backward).first));
-        }
-        EXPECT_TRUE(std::isnan(at(std::nan(""), gelu_forward, gelu_backward).second));
-        EXPECT_TRUE(std::isnan(at(std::nan(""), relu2_forward, relu2_backward).first));
-        EXPECT_TRUE(std::isnan(at(std::nan(""), relu2_forward, relu2_backward).second));
-
-        Guarded<float> gates(Values{100, -100, kInfinity, std::nan(""), 2, 2, 2, 2}), out(4);
-        swiglu_forward(out.tensor(1, 4), gates.tensor(1, 8));
-        EXPECT_EQ(out[0], 200.0f);
-        EXPECT_EQ(out[1], 0.0f);
-        EXPECT_EQ(out[2], kInfinity);
-        EXPECT_TRUE(std::isnan(out[3]));
+        check_extremes<float>(Device::cpu);
+        check_extremes<bf16>(Device::cpu);
     });
+    for (Device device : gpus()) {
+        check_extremes<float>(device);
+        check_extremes<bf16>(device);
+    }
 }
 
 TEST(Residual, AddsInF32AndRoundsOnce) {
-    for_each_isa([] {
-        for (int64_t size : kSizes) {
-            const Values a = normal_values(size, 1), b = normal_values(size, 2);
-            Guarded<bf16> a16(a, 1), b16(b), out16(size);
-            Guarded<float> a32(a), b32(b, 3), out32(size);
-            residual_forward(out16.tensor(), a16.tensor(), b16.tensor());
-            residual_forward(out32.tensor(), a32.tensor(), b32.tensor());
-            for (int64_t i = 0; i < size; ++i) {
-                ASSERT_EQ(out32[i], a32[i] + b32[i]);
-                ASSERT_EQ(out16[i].bits, to_bf16(to_float(a16[i]) + to_float(b16[i])).bits);
-            }
-            residual_forward(a16.tensor(), a16.tensor(), b16.tensor());
-            EXPECT_TRUE(a16.bytes() == out16.bytes()) << "in place";
-        }
-    });
+    for_each_isa([] { check_residual_sums(Device::cpu, 1); });
+    for (Device device : gpus()) {
+        for (int64_t offset : {0, 1}) check_residual_sums(device, offset);
+    }
 }
 
 TEST(Activations, SameBitsForAnyNumberOfThreads) {

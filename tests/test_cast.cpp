@@ -1,7 +1,7 @@
 // Conversions to the bit, stochastic rounding to the bit and in the mean, filling, scaling.
 #include "kernels/cast.h"
 
-#include "tests/op_check.h"
+#include "tests/on_device.h"
 
 namespace {
 
@@ -16,51 +16,86 @@ Values awkward_values(int64_t n) {
     return values;
 }
 
+void check_pairs(Device device, int64_t offset) {
+    for (int64_t n : kSizes) {
+        SCOPED_TRACE(cat({device_name(device), " ", n, " + ", offset}));
+        Guarded<float> x32(awkward_values(n), offset), from16(n), copy32(n);
+        Guarded<bf16> from32(n, 3 * offset), copy16(n);
+        OnDevice on(device);
+        cast(on(from32.tensor()), on(x32.tensor()));
+        cast(on(from16.tensor()), on(from32.tensor()));
+        cast(on(copy32.tensor()), on(x32.tensor()));
+        cast(on(copy16.tensor()), on(from32.tensor()));
+        on.fetch();
+        EXPECT_TRUE(copy32.bytes() == x32.bytes() && copy16.bytes() == from32.bytes());
+        for (int64_t i = 0; i < n; ++i) {
+            if (std::isnan(x32[i])) {  // which NaN it is may differ
+                ASSERT_TRUE(std::isnan(to_float(from32[i])) && std::isnan(from16[i]));
+                continue;
+            }
+            // vdpbf16's family treats subnormals as zero.
+            if (std::fpclassify(x32[i]) == FP_SUBNORMAL) continue;
+            ASSERT_EQ(from32[i].bits, to_bf16(x32[i]).bits) << x32[i];
+            ASSERT_EQ(from16[i], to_float(from32[i]));
+        }
+    }
+}
+
+// n elements whole, and cut into 11 parts.
+void check_stochastic(Device device, int64_t n, int64_t first_index) {
+    SCOPED_TRACE(cat({device_name(device), " ", n, " from ", first_index}));
+    const RandomKey key{.seed = 7, .stream = 9};
+    Guarded<float> x(awkward_values(n), 1);
+    Guarded<bf16> whole(n), parts(n);
+    OnDevice on(device);
+    cast_stochastic(on(whole.tensor()), on(x.tensor()), key, first_index);
+    for (int64_t begin = 0; begin < n; begin += n / 11) {
+        cast_stochastic(on(parts.tensor().rows(begin, n / 11)), on(x.tensor().rows(begin, n / 11)), key,
+                        first_index + begin);
+    }
+    on.fetch();
+    EXPECT_TRUE(whole.bytes() == parts.bytes());
+    for (int64_t i = 0; i < n; ++i) {
+        const int64_t counter = first_index + i, half = counter / 16 % 8;
+        const Random4 random = random4(key, static_cast<uint64_t>(counter / 128 * 16 + counter % 16));
+        ASSERT_EQ(whole[i].bits, to_bf16_stochastic(x[i], random.word[half / 2] >> (half % 2 * 16)).bits)
+            << i;
+    }
+}
+
+void check_filling_and_scaling(Device device, int64_t offset) {
+    for (int64_t n : kSizes) {
+        SCOPED_TRACE(cat({device_name(device), " ", n, " + ", offset}));
+        Guarded<bf16> zero(Values(n, 3.0), offset);
+        Guarded<float> x(normal_values(n, 1), 3), scaled(normal_values(n, 1), offset);
+        OnDevice on(device);
+        fill_zero(on(zero.tensor()));
+        scale_in_place(on(scaled.tensor()), 0.3f);
+        on.fetch();
+        EXPECT_TRUE(zero.values() == Values(n, 0.0));
+        for (int64_t i = 0; i < n; ++i) ASSERT_EQ(scaled[i], x[i] * 0.3f);
+    }
+}
+
 }  // namespace
 
 TEST(Cast, EveryPairEqualsTheScalarRuleToTheBit) {
-    for_each_isa([] {
-        for (int64_t n : kSizes) {
-            Guarded<float> x32(awkward_values(n), 1), from16(n), copy32(n);
-            Guarded<bf16> from32(n, 3), copy16(n);
-            cast(from32.tensor(), x32.tensor());
-            cast(from16.tensor(), from32.tensor());
-            cast(copy32.tensor(), x32.tensor());
-            cast(copy16.tensor(), from32.tensor());
-            EXPECT_TRUE(copy32.bytes() == x32.bytes() && copy16.bytes() == from32.bytes());
-            for (int64_t i = 0; i < n; ++i) {
-                if (std::isnan(x32[i])) {  // which NaN it is may differ
-                    ASSERT_TRUE(std::isnan(to_float(from32[i])) && std::isnan(from16[i]));
-                    continue;
-                }
-                // vdpbf16's family treats subnormals as zero.
-                if (std::fpclassify(x32[i]) == FP_SUBNORMAL) continue;
-                ASSERT_EQ(from32[i].bits, to_bf16(x32[i]).bits) << x32[i];
-                ASSERT_EQ(from16[i], to_float(from32[i]));
-            }
-        }
-    });
+    for_each_isa([] { check_pairs(Device::cpu, 1); });
+    for (Device device : gpus()) {
+        for (int64_t offset : {0, 1}) check_pairs(device, offset);
+    }
 }
 
 TEST(Cast, StochasticRoundingDependsOnKeyAndCounterAlone) {
-    const RandomKey key{.seed = 7, .stream = 9};
-    std::vector<uint8_t> first;
-    for_each_isa([&] {
-        Guarded<float> x(awkward_values(1001), 1);
-        Guarded<bf16> whole(1001), parts(1001);
-        cast_stochastic(whole.tensor(), x.tensor(), key, 50);
-        for (int64_t begin = 0; begin < 1001; begin += 91) {
-            cast_stochastic(parts.tensor().rows(begin, 91), x.tensor().rows(begin, 91), key, 50 + begin);
+    const auto check = [](Device device) {
+        for (int64_t first_index : {int64_t{0}, int64_t{50}, (int64_t{1} << 36) + 112}) {
+            check_stochastic(device, 1001, first_index);
         }
-        EXPECT_TRUE(whole.bytes() == parts.bytes());
-        if (first.empty()) first = whole.bytes();
-        EXPECT_TRUE(whole.bytes() == first) << "differs from the plain instruction set";
-        for (int64_t i = 0; i < 1001; ++i) {
-            const Random4 random = random4(key, static_cast<uint64_t>((50 + i) / 128 * 16 + (50 + i) % 16));
-            const int64_t half = (50 + i) / 16 % 8;
-            ASSERT_EQ(whole[i].bits, to_bf16_stochastic(x[i], random.word[half / 2] >> (half % 2 * 16)).bits);
-        }
-    });
+        check_stochastic(device, 4499, 5);
+        check_stochastic(device, 11, 127);
+    };
+    for_each_isa([&] { check(Device::cpu); });
+    for (Device device : gpus()) check(device);
 }
 
 TEST(Cast, StochasticRoundingIsUnbiased) {
@@ -76,16 +111,10 @@ TEST(Cast, StochasticRoundingIsUnbiased) {
 }
 
 TEST(Cast, FillsAndScales) {
-    for_each_isa([] {
-        for (int64_t n : kSizes) {
-            Guarded<bf16> zero(Values(n, 3.0), 1);
-            fill_zero(zero.tensor());
-            EXPECT_TRUE(zero.values() == Values(n, 0.0));
-            Guarded<float> x(normal_values(n, 1), 3), scaled(normal_values(n, 1));
-            scale_in_place(scaled.tensor(), 0.3f);
-            for (int64_t i = 0; i < n; ++i) ASSERT_EQ(scaled[i], x[i] * 0.3f);
-        }
-    });
+    for_each_isa([] { check_filling_and_scaling(Device::cpu, 1); });
+    for (Device device : gpus()) {
+        for (int64_t offset : {0, 1}) check_filling_and_scaling(device, offset);
+    }
 }
 
 TEST(Cast, SameBitsForAnyNumberOfThreads) {
