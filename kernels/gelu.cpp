@@ -4,15 +4,17 @@
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
+#ifdef ISA_PLAIN
 void check_gelu(const char* op, Tensor inp, const char* name0, Tensor t0, const char* name1, Tensor t1) {
     const ArgumentCheck check{op, inp.device};
     check.float_dtype("inp", inp);
     check.like(name0, t0, inp);
     check.like(name1, t1, inp);
 }
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
 
 template <class T>
 void forward(T* out, const T* inp, int64_t count) {
@@ -45,6 +47,6 @@ void gelu_backward(Tensor dinp, Tensor inp, Tensor dout, Stream) {
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, gelu_forward, (Tensor out, Tensor inp, Stream stream), (out, inp, stream))
-KERNEL_ENTRY(void, gelu_backward, (Tensor dinp, Tensor inp, Tensor dout, Stream stream),
+DEVICE_ENTRY(inp.device, void, gelu_forward, (Tensor out, Tensor inp, Stream stream), (out, inp, stream))
+DEVICE_ENTRY(inp.device, void, gelu_backward, (Tensor dinp, Tensor inp, Tensor dout, Stream stream),
              (dinp, inp, dout, stream))

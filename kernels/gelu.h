@@ -6,3 +6,6 @@
 
 void gelu_forward(Tensor out, Tensor inp, Stream stream = {});
 void gelu_backward(Tensor dinp, Tensor inp, Tensor dout, Stream stream = {});
+
+// Both backends'; throws InternalError.
+void check_gelu(const char* op, Tensor inp, const char* name0, Tensor t0, const char* name1, Tensor t1);

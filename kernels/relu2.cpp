@@ -4,17 +4,19 @@
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
-SIMD_INLINE Vec positive_part(Vec x) { return select(x < splat(0.0f), splat(0.0f), x); }
+#ifdef ISA_PLAIN
 void check_relu2(const char* op, Tensor inp, const char* name0, Tensor t0, const char* name1, Tensor t1) {
     const ArgumentCheck check{op, inp.device};
     check.float_dtype("inp", inp);
     check.like(name0, t0, inp);
     check.like(name1, t1, inp);
 }
+#endif
 
+namespace ISA_NAMESPACE {
+namespace {
+
+SIMD_INLINE Vec positive_part(Vec x) { return select(x < splat(0.0f), splat(0.0f), x); }
 template <class T>
 void forward(T* out, const T* inp, int64_t count) {
     for_each_vec(count, [=](int64_t i, int64_t n) ALWAYS_INLINE {
@@ -48,6 +50,6 @@ void relu2_backward(Tensor dinp, Tensor inp, Tensor dout, Stream) {
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, relu2_forward, (Tensor out, Tensor inp, Stream stream), (out, inp, stream))
-KERNEL_ENTRY(void, relu2_backward, (Tensor dinp, Tensor inp, Tensor dout, Stream stream),
+DEVICE_ENTRY(inp.device, void, relu2_forward, (Tensor out, Tensor inp, Stream stream), (out, inp, stream))
+DEVICE_ENTRY(inp.device, void, relu2_backward, (Tensor dinp, Tensor inp, Tensor dout, Stream stream),
              (dinp, inp, dout, stream))

@@ -5,3 +5,6 @@
 
 void relu2_forward(Tensor out, Tensor inp, Stream stream = {});
 void relu2_backward(Tensor dinp, Tensor inp, Tensor dout, Stream stream = {});
+
+// Both backends'; throws InternalError.
+void check_relu2(const char* op, Tensor inp, const char* name0, Tensor t0, const char* name1, Tensor t1);

@@ -4,16 +4,25 @@
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
-void check_swiglu(const char* op, const char* half_name, Tensor half, Tensor gate_up) {
+#ifdef ISA_PLAIN
+static void check_swiglu(const char* op, const char* half_name, Tensor half, Tensor gate_up) {
     const ArgumentCheck check{op, gate_up.device};
     check.floats("gate_up", gate_up, {-1, -1});
     check.that(gate_up.dims[1] % 2 == 0, "gate_up", "an even last dimension",
                static_cast<double>(gate_up.dims[1]));
     check.tensor(half_name, half, gate_up.dtype, {gate_up.dims[0], gate_up.dims[1] / 2});
 }
+
+void check_swiglu_forward(Tensor out, Tensor gate_up) { check_swiglu("swiglu_forward", "out", out, gate_up); }
+
+void check_swiglu_backward(Tensor dgate_up, Tensor gate_up, Tensor dout) {
+    check_swiglu("swiglu_backward", "dout", dout, gate_up);
+    ArgumentCheck{"swiglu_backward", gate_up.device}.like("dgate_up", dgate_up, gate_up);
+}
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
 
 template <class T>
 void forward(Tensor out, Tensor gate_up) {
@@ -48,20 +57,20 @@ void backward(Tensor dgate_up, Tensor gate_up, Tensor dout) {
 }  // namespace
 
 void swiglu_forward(Tensor out, Tensor gate_up, Stream) {
-    check_swiglu("swiglu_forward", "out", out, gate_up);
+    check_swiglu_forward(out, gate_up);
     if (out.dtype == DType::f32) return forward<float>(out, gate_up);
     forward<bf16>(out, gate_up);
 }
 
 void swiglu_backward(Tensor dgate_up, Tensor gate_up, Tensor dout, Stream) {
-    check_swiglu("swiglu_backward", "dout", dout, gate_up);
-    ArgumentCheck{"swiglu_backward", gate_up.device}.like("dgate_up", dgate_up, gate_up);
+    check_swiglu_backward(dgate_up, gate_up, dout);
     if (dout.dtype == DType::f32) return backward<float>(dgate_up, gate_up, dout);
     backward<bf16>(dgate_up, gate_up, dout);
 }
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, swiglu_forward, (Tensor out, Tensor gate_up, Stream stream), (out, gate_up, stream))
-KERNEL_ENTRY(void, swiglu_backward, (Tensor dgate_up, Tensor gate_up, Tensor dout, Stream stream),
-             (dgate_up, gate_up, dout, stream))
+DEVICE_ENTRY(gate_up.device, void, swiglu_forward, (Tensor out, Tensor gate_up, Stream stream),
+             (out, gate_up, stream))
+DEVICE_ENTRY(gate_up.device, void, swiglu_backward,
+             (Tensor dgate_up, Tensor gate_up, Tensor dout, Stream stream), (dgate_up, gate_up, dout, stream))

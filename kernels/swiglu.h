@@ -6,3 +6,7 @@
 
 void swiglu_forward(Tensor out, Tensor gate_up, Stream stream = {});
 void swiglu_backward(Tensor dgate_up, Tensor gate_up, Tensor dout, Stream stream = {});
+
+// Both backends'; they throw InternalError.
+void check_swiglu_forward(Tensor out, Tensor gate_up);
+void check_swiglu_backward(Tensor dgate_up, Tensor gate_up, Tensor dout);
