@@ -9,9 +9,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/row_chunks.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
+#ifdef ISA_PLAIN
 void check_layernorm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b) {
     const ArgumentCheck check{"layernorm_forward", x.device};
     check.floats("x", x, {-1, -1});
@@ -34,6 +32,10 @@ void check_layernorm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor
     check.tensor("mean", mean, DType::f32, {x.dims[0]});
     check.tensor("rstd", rstd, DType::f32, {x.dims[0]});
 }
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
 
 // Lanes below n keep x, the others become 0 (where 0 - mean would not be).
 SIMD_INLINE Vec first_lanes(Vec x, int64_t n) {
@@ -134,10 +136,10 @@ void layernorm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Te
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, layernorm_forward,
+DEVICE_ENTRY(x.device, void, layernorm_forward,
              (Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps, Stream stream),
              (y, mean, rstd, x, w, b, eps, stream))
-KERNEL_ENTRY(void, layernorm_backward,
+DEVICE_ENTRY(x.device, void, layernorm_backward,
              (Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean, Tensor rstd,
               bool accumulate_dx, Stream stream),
              (dx, dw, db, dy, x, w, mean, rstd, accumulate_dx, stream))

@@ -12,3 +12,8 @@ void layernorm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, T
 //   dx out [N,C] x's dtype   dw, db out [C] f32, += ;  dy in [N,C] x's dtype
 void layernorm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean,
                         Tensor rstd, bool accumulate_dx, Stream stream = {});
+
+// Both backends'; they throw InternalError.
+void check_layernorm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b);
+void check_layernorm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean,
+                              Tensor rstd);

@@ -8,9 +8,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/row_chunks.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
+#ifdef ISA_PLAIN
 void check_rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w) {
     const ArgumentCheck check{"rmsnorm_forward", x.device};
     check.floats("x", x, {-1, -1});
@@ -28,6 +26,10 @@ void check_rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
     check.tensor("dw", dw, DType::f32, {x.dims[1]});
     check.tensor("rstd", rstd, DType::f32, {x.dims[0]});
 }
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
 
 template <class T>
 void forward_row(T* y, float* rstd, const T* x, const T* w, int64_t channels, float eps) {
@@ -99,9 +101,10 @@ void rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tenso
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, rmsnorm_forward, (Tensor y, Tensor rstd, Tensor x, Tensor w, float eps, Stream stream),
+DEVICE_ENTRY(x.device, void, rmsnorm_forward,
+             (Tensor y, Tensor rstd, Tensor x, Tensor w, float eps, Stream stream),
              (y, rstd, x, w, eps, stream))
-KERNEL_ENTRY(void, rmsnorm_backward,
+DEVICE_ENTRY(x.device, void, rmsnorm_backward,
              (Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor rstd, bool accumulate_dx,
               Stream stream),
              (dx, dw, dy, x, w, rstd, accumulate_dx, stream))

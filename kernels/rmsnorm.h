@@ -8,3 +8,7 @@
 void rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, float eps, Stream stream = {});
 void rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor rstd, bool accumulate_dx,
                       Stream stream = {});
+
+// Both backends'; they throw InternalError.
+void check_rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w);
+void check_rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor rstd);

@@ -1,0 +1,200 @@
+// The backward of LayerNorm and RMSNorm on the GPU. With xhat = (x - mean) rstd and g = dy w:
+//   dx = rstd (g - mean(g) - xhat mean(g xhat)),  dw += dy xhat,  db += dy
+// and without the means of x and g, and without db, for RMSNorm. x and dy are read and dx is written once: 3
+// elements moved, some 20 instructions, bound by memory.
+//
+// A block goes through a chunk of rows. A thread has the same columns in every row, so their sums for dw and
+// db stay in its registers; at the end the block writes them as one row of a workspace, whose rows are then
+// added in order (kernels/gpu_row_sums.h): how the rows are cut depends on the shape only. While one row is
+// reduced the next is on its way.
+#pragma once
+#include "kernels/gpu_elements.h"
+#include "kernels/gpu_row_sums.h"
+#include "kernels/gpu_rows.h"
+#include "kernels/gpu_workspace.h"
+
+namespace GPU_NAMESPACE {
+
+constexpr int kNormThreads = 512;  // of a block, at most
+
+// Sums over the block of two values, the same bits in all threads. Calls alternate between the two halves of
+// `sums`, so that one barrier is enough: whoever writes a half again has met all its readers at the barrier
+// between.
+__device__ inline float2 block_sums(float a, float b, float (&sums)[2][2][kNormThreads / kWarp], int half) {
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, num_warps = blockDim.x / kWarp;
+    a = warp_sum(a);
+    b = warp_sum(b);
+    if (lane == 0) {
+        sums[half][0][warp] = a;
+        sums[half][1][warp] = b;
+    }
+    __syncthreads();
+    float2 total = make_float2(0, 0);
+    for (int other = 0; other < num_warps; ++other) {
+        total.x += sums[half][0][other];
+        total.y += sums[half][1][other];
+    }
+    return total;
+}
+
+// kHeld packs of a row per thread; those of longer rows are read twice, and their sums live in the workspace.
+template <class T, int kPack, int kHeld, bool kLayerNorm>
+__global__ void __launch_bounds__(kNormThreads, 1)
+    norm_backward_kernel(T* dx, float* chunk_sums, const T* dy, const T* x, const T* w, const float* mean,
+                         const float* rstd, int64_t num_rows, int64_t rows_per_chunk, int channels,
+                         bool accumulate_dx) {
+    wait_for_previous();
+    let_next_start();
+    SHARED(float, sums, [2][2][kNormThreads / kWarp]);
+    using Part = Elements<T, kPack>;
+    const int num_packs = channels / kPack, num_threads = blockDim.x, thread = threadIdx.x;
+    const int64_t begin = blockIdx.x * rows_per_chunk;
+    const int64_t end = num_rows - begin < rows_per_chunk ? num_rows : begin + rows_per_chunk;
+    float* const dw_sums = chunk_sums + blockIdx.x * int64_t{kLayerNorm ? 2 : 1} * channels;
+    float* const db_sums = dw_sums + channels;
+    const float inverse_count = 1.0f / static_cast<float>(channels);
+
+    Part weight[kHeld] = {}, next_x[kHeld] = {}, next_dy[kHeld] = {};
+    Floats<kPack> dw[kHeld] = {}, db[kHeld] = {};
+    float next_mean = 0, next_rstd = 0;
+    const auto fetch = [&](int64_t row) {
+        UNROLLED for (int i = 0; i < kHeld; ++i) {
+            const int pack = i * num_threads + thread;
+            if (pack >= num_packs) continue;
+            next_x[i] = load_streaming<kPack>(x + row * channels + pack * kPack);
+            next_dy[i] = load_streaming<kPack>(dy + row * channels + pack * kPack);
+        }
+        if constexpr (kLayerNorm) next_mean = mean[row];
+        next_rstd = rstd[row];
+    };
+    if constexpr (kHeld == 1) {
+        if (thread < num_packs) weight[0] = load_elements<kPack>(w + thread * kPack);
+    }
+    // Longer rows leave no registers for their weights, which then come from the first-level cache.
+    const auto weight_of = [&](int i, int pack) {
+        if constexpr (kHeld == 1) {
+            return weight[i];
+        } else {
+            return load_elements<kPack>(w + pack * kPack);
+        }
+    };
+    fetch(begin);
+
+    for (int64_t row = begin; row < end; ++row) {
+        Part x_held[kHeld], dy_held[kHeld], old[kHeld] = {};
+        UNROLLED for (int i = 0; i < kHeld; ++i) {
+            x_held[i] = next_x[i];
+            dy_held[i] = next_dy[i];
+        }
+        const float m = next_mean, r = next_rstd;
+        if (row + 1 < end) fetch(row + 1);
+        const int64_t at = row * channels;
+        if (accumulate_dx) {
+            UNROLLED for (int i = 0; i < kHeld; ++i) {
+                const int pack = i * num_threads + thread;
+                if (pack < num_packs) old[i] = load_elements<kPack>(dx + at + pack * kPack);
+            }
+        }
+
+        float sum_g = 0, sum_g_xhat = 0;
+        const auto add_sums = [&](const Part& x_part, const Part& dy_part, const Part& w_part) {
+            for (int k = 0; k < kPack; ++k) {
+                const float g = to_float(dy_part[k]) * to_float(w_part[k]);
+                sum_g += g;
+                sum_g_xhat += g * ((to_float(x_part[k]) - m) * r);
+            }
+        };
+        UNROLLED for (int i = 0; i < kHeld; ++i) {
+            const int pack = i * num_threads + thread;
+            if (pack < num_packs) add_sums(x_held[i], dy_held[i], weight_of(i, pack));
+        }
+        for (int pack = kHeld * num_threads + thread; pack < num_packs; pack += num_threads) {
+            const int c = pack * kPack;
+            add_sums(load_elements<kPack>(x + at + c), load_elements<kPack>(dy + at + c),
+                     load_elements<kPack>(w + c));
+        }
+        const float2 total = block_sums(sum_g, sum_g_xhat, sums, static_cast<int>(row - begin) % 2);
+        const float mean_g = kLayerNorm ? total.x * inverse_count : 0, mean_g_xhat = total.y * inverse_count;
+
+        const auto finish = [&](int c, const Part& x_part, const Part& dy_part, const Part& w_part,
+                                const Part& old_part, Floats<kPack>& dw_part, Floats<kPack>& db_part) {
+            Floats<kPack> result;
+            for (int k = 0; k < kPack; ++k) {
+                const float gradient = to_float(dy_part[k]), xhat = (to_float(x_part[k]) - m) * r;
+                dw_part[k] += gradient * xhat;
+                if constexpr (kLayerNorm) db_part[k] += gradient;
+                result[k] = r * (gradient * to_float(w_part[k]) - mean_g - xhat * mean_g_xhat);
+                if (accumulate_dx) result[k] += to_float(old_part[k]);
+            }
+            store_elements(dx + at + c, rounded_to<T>(result));
+        };
+        UNROLLED for (int i = 0; i < kHeld; ++i) {
+            const int pack = i * num_threads + thread;
+            if (pack >= num_packs) continue;
+            finish(pack * kPack, x_held[i], dy_held[i], weight_of(i, pack), old[i], dw[i], db[i]);
+        }
+        for (int pack = kHeld * num_threads + thread; pack < num_packs; pack += num_threads) {
+            const int c = pack * kPack;
+            Floats<kPack> dw_part = {}, db_part = {};
+            if (row > begin) {
+                dw_part = load_floats<kPack>(dw_sums + c);
+                if constexpr (kLayerNorm) db_part = load_floats<kPack>(db_sums + c);
+            }
+            const Part old_part = accumulate_dx ? load_elements<kPack>(dx + at + c) : Part{};
+            finish(c, load_elements<kPack>(x + at + c), load_elements<kPack>(dy + at + c),
+                   load_elements<kPack>(w + c), old_part, dw_part, db_part);
+            store_floats(dw_sums + c, dw_part);
+            if constexpr (kLayerNorm) store_floats(db_sums + c, db_part);
+        }
+    }
+
+    UNROLLED for (int i = 0; i < kHeld; ++i) {
+        const int pack = i * num_threads + thread;
+        if (pack >= num_packs) continue;
+        store_floats(dw_sums + pack * kPack, dw[i]);
+        if constexpr (kLayerNorm) store_floats(db_sums + pack * kPack, db[i]);
+    }
+}
+
+template <class T, int kPack, int kHeld, bool kLayerNorm>
+void launch_norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean,
+                          Tensor rstd, bool accumulate_dx, Stream stream) {
+    const int64_t num_rows = x.dims[0], channels = x.dims[1], num_packs = channels / kPack;
+    const int64_t threads = num_packs < kNormThreads ? ceil_div(num_packs, kWarp) * kWarp : kNormThreads;
+    // All blocks run at once: 512 threads fit a multiprocessor's registers, and Hoppers have 132 of those. At
+    // least four rows for each, lest their sums be more than their rows.
+    const int64_t max_chunks = 128 * (kNormThreads / threads), least_rows = 4;
+    const int64_t rows_per_chunk =
+        num_rows > max_chunks * least_rows ? ceil_div(num_rows, max_chunks) : least_rows;
+    const int64_t num_chunks = ceil_div(num_rows, rows_per_chunk);
+    if (num_chunks == 0) return;
+    const int64_t width = kLayerNorm ? 2 * channels : channels;
+    auto* const sums = static_cast<float*>(
+        device_workspace("norm_backward", num_chunks * width * static_cast<int64_t>(sizeof(float))));
+    launch(norm_backward_kernel<T, kPack, kHeld, kLayerNorm>, num_chunks, static_cast<int>(threads), 0,
+           stream, dx.as<T>(), sums, dy.as<T>(), x.as<T>(), w.as<T>(),
+           kLayerNorm ? mean.as<float>() : nullptr, rstd.as<float>(), num_rows, rows_per_chunk,
+           static_cast<int>(channels), accumulate_dx);
+    add_row_sums(dw.as<float>(), channels, kLayerNorm ? db.as<float>() : nullptr, width - channels, sums,
+                 num_chunks, stream);
+}
+
+// db and mean are absent for RMSNorm.
+template <class T>
+void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean, Tensor rstd,
+                   bool accumulate_dx, Stream stream) {
+    constexpr int kPack = kFullPack<T>;
+    const bool packed = rows_have_packs<T>(x.dims[1], dx.data, dy.data, x.data, w.data);
+    const bool is_short = x.dims[1] <= kNormThreads * kPack;
+    const auto start = [&](auto is_layernorm) {
+        constexpr bool kLayerNorm = decltype(is_layernorm)::value;
+        const auto chosen = !packed    ? launch_norm_backward<T, 1, 2, kLayerNorm>
+                            : is_short ? launch_norm_backward<T, kPack, 1, kLayerNorm>
+                                       : launch_norm_backward<T, kPack, 2, kLayerNorm>;
+        chosen(dx, dw, db, dy, x, w, mean, rstd, accumulate_dx, stream);
+    };
+    if (mean.absent()) return start(std::false_type{});
+    start(std::true_type{});
+}
+
+}  // namespace GPU_NAMESPACE
