@@ -5,9 +5,7 @@
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
+#ifdef ISA_PLAIN
 void check_rope(const char* op, Tensor qkv, Tensor table, Tensor positions, int64_t num_heads,
                 int64_t num_kv_heads) {
     const ArgumentCheck check{op, qkv.device};
@@ -16,6 +14,10 @@ void check_rope(const char* op, Tensor qkv, Tensor table, Tensor positions, int6
     check.floats("qkv", qkv, {-1, (num_heads + 2 * num_kv_heads) * table.dims[1]});
     check.ids("positions", positions, qkv.dims[0], 0, table.dims[0]);
 }
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
 
 // Turns `heads` heads of one token by its angle, or back by it (sine_sign -1: the transpose of the rotation).
 template <class T>
@@ -66,11 +68,11 @@ void rope_backward(Tensor dqkv, Tensor table, Tensor positions, int64_t num_head
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, rope_forward,
+DEVICE_ENTRY(qkv.device, void, rope_forward,
              (Tensor qkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
               Stream stream),
              (qkv, table, positions, num_heads, num_kv_heads, stream))
-KERNEL_ENTRY(void, rope_backward,
+DEVICE_ENTRY(dqkv.device, void, rope_backward,
              (Tensor dqkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
               Stream stream),
              (dqkv, table, positions, num_heads, num_kv_heads, stream))

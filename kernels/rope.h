@@ -32,3 +32,7 @@ void rope_forward(Tensor qkv, Tensor table, Tensor positions, int64_t num_heads,
                   Stream stream = {});
 void rope_backward(Tensor dqkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
                    Stream stream = {});
+
+// Both backends'; throws InternalError.
+void check_rope(const char* op, Tensor qkv, Tensor table, Tensor positions, int64_t num_heads,
+                int64_t num_kv_heads);
