@@ -8,12 +8,12 @@
 #include "kernels/elementwise.h"
 #include "kernels/row_chunks.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
-void check_qknorm(const ArgumentCheck& check, const char* name, Tensor qkv, Tensor rstd, Tensor wq, Tensor wk,
-                  int64_t num_heads, int64_t num_kv_heads) {
+#ifdef ISA_PLAIN
+static void check_qknorm(const ArgumentCheck& check, const char* name, Tensor qkv, Tensor rstd, Tensor wq,
+                         Tensor wk, int64_t num_heads, int64_t num_kv_heads) {
     check.floats("wq", wq, {-1});
+    check.that(check.device == Device::cpu || wq.dims[0] <= kMaxQkNormHeadDim, "wq",
+               "a head dim that a GPU's warp can hold", static_cast<double>(wq.dims[0]));
     check.like("wk", wk, wq);
     check.tensor(name, qkv, wq.dtype, {-1, (num_heads + 2 * num_kv_heads) * wq.dims[0]});
     check.tensor("rstd", rstd, DType::f32, {qkv.dims[0], num_heads + num_kv_heads});
@@ -35,6 +35,10 @@ void check_qknorm_backward(Tensor dqkv, Tensor dwq, Tensor dwk, Tensor raw, Tens
     check.tensor("dwq", dwq, DType::f32, {wq.dims[0]});
     check.tensor("dwk", dwk, DType::f32, {wq.dims[0]});
 }
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
 
 template <class T>
 void forward_head(T* x, float* rstd, const T* w, int64_t head_dim, float eps) {
@@ -119,11 +123,11 @@ void qknorm_backward(Tensor dqkv, Tensor dwq, Tensor dwk, Tensor raw, Tensor rst
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, qknorm_forward,
+DEVICE_ENTRY(qkv.device, void, qknorm_forward,
              (Tensor qkv, Tensor rstd, Tensor raw, Tensor wq, Tensor wk, float eps, int64_t num_heads,
               int64_t num_kv_heads, Stream stream),
              (qkv, rstd, raw, wq, wk, eps, num_heads, num_kv_heads, stream))
-KERNEL_ENTRY(void, qknorm_backward,
+DEVICE_ENTRY(dqkv.device, void, qknorm_backward,
              (Tensor dqkv, Tensor dwq, Tensor dwk, Tensor raw, Tensor rstd, Tensor wq, Tensor wk,
               int64_t num_heads, int64_t num_kv_heads, Stream stream),
              (dqkv, dwq, dwk, raw, rstd, wq, wk, num_heads, num_kv_heads, stream))
