@@ -6,13 +6,7 @@
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
-// Rows of a table are dealt to kBuckets tasks by id modulo kBuckets; a modulus spreads the frequent tokens,
-// whose ids are neighbours, evenly. Scanning all ids in each task costs little next to one row of channels.
-constexpr int64_t kBuckets = 32;
-
+#ifdef ISA_PLAIN
 // The tables are wte and wpe, or their gradients; wpe and positions are absent together.
 void check_embedding(const char* op, Tensor activation, Tensor wte, Tensor wpe, DType table_dtype,
                      Tensor tokens, Tensor positions) {
@@ -24,6 +18,14 @@ void check_embedding(const char* op, Tensor activation, Tensor wte, Tensor wpe, 
     check.tensor("wpe", wpe, table_dtype, {-1, activation.dims[1]});
     check.ids("positions", positions, activation.dims[0], 0, wpe.dims[0]);
 }
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
+
+// Rows of a table are dealt to kBuckets tasks by id modulo kBuckets; a modulus spreads the frequent tokens,
+// whose ids are neighbours, evenly. Scanning all ids in each task costs little next to one row of channels.
+constexpr int64_t kBuckets = 32;
 
 template <class T>
 void forward(Tensor out, Tensor wte, Tensor wpe, Tensor tokens, Tensor positions) {
@@ -79,9 +81,9 @@ void embedding_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens, Te
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, embedding_forward,
+DEVICE_ENTRY(out.device, void, embedding_forward,
              (Tensor out, Tensor wte, Tensor wpe, Tensor tokens, Tensor positions, Stream stream),
              (out, wte, wpe, tokens, positions, stream))
-KERNEL_ENTRY(void, embedding_backward,
+DEVICE_ENTRY(dout.device, void, embedding_backward,
              (Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens, Tensor positions, Stream stream),
              (dwte, dwpe, dout, tokens, positions, stream))

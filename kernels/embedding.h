@@ -10,3 +10,7 @@ void embedding_forward(Tensor out, Tensor wte, Tensor wpe, Tensor tokens, Tensor
                        Stream stream = {});
 void embedding_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens, Tensor positions,
                         Stream stream = {});
+
+// Both backends' (the tables are wte and wpe, or their gradients); throws InternalError.
+void check_embedding(const char* op, Tensor activation, Tensor wte, Tensor wpe, DType table_dtype,
+                     Tensor tokens, Tensor positions);
