@@ -8,9 +8,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/philox_simd.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
+#ifdef ISA_PLAIN
 void check_adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamWStep& step) {
     const ArgumentCheck check{"adamw_step", master.device};
     check.like("m", m, master);
@@ -22,24 +20,22 @@ void check_adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, c
     check.that(step.first_index >= 0, "first_index", "at least 0", static_cast<double>(step.first_index));
 }
 
-// The step with everything that does not depend on the element folded in.
-struct Constants {
-    float grad_scale, keep1, keep2;  // keep = 1 - beta
-    float m_scale, v_scale;          // 1 / (1 - beta^t)
-    float eps, weight_decay, lr;
-};
-
-Constants constants_of(const AdamWStep& s) {
+AdamWConstants adamw_constants(const AdamWStep& s) {
     const auto correction = [&](float beta) {
         return static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta), static_cast<double>(s.step))));
     };
     return {s.grad_scale,        1 - s.beta1, 1 - s.beta2,    correction(s.beta1),
             correction(s.beta2), s.eps,       s.weight_decay, s.lr};
 }
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
 
 // Updates n elements of m, v and master; returns the new master. Every sum has one product in it, so that the
 // compiler can fuse it in one way only: an element gets the same bits at any place of any shard.
-SIMD_INLINE Vec update(float* master, float* m, float* v, const float* grad, int64_t n, const Constants& k) {
+SIMD_INLINE Vec update(float* master, float* m, float* v, const float* grad, int64_t n,
+                       const AdamWConstants& k) {
     const Vec g = load_first(grad, n) * k.grad_scale, m_old = load_first(m, n), v_old = load_first(v, n);
     const Vec m_new = fma(g - m_old, splat(k.keep1), m_old);
     const Vec v_new = fma(g * g - v_old, splat(k.keep2), v_old);
@@ -56,7 +52,7 @@ SIMD_INLINE Vec update(float* master, float* m, float* v, const float* grad, int
 
 void adamw_step(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamWStep& step, Stream) {
     check_adamw(param, master, m, v, grad, step);
-    const Constants constants = constants_of(step);
+    const AdamWConstants constants = adamw_constants(step);
     float *master_data = master.as<float>(), *m_data = m.as<float>(), *v_data = v.as<float>();
     const float* grad_data = grad.as<float>();
     if (param.absent()) {
@@ -77,7 +73,7 @@ void adamw_step(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, co
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, adamw_step,
+DEVICE_ENTRY(master.device, void, adamw_step,
              (Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamWStep& step,
               Stream stream),
              (param, master, m, v, grad, step, stream))

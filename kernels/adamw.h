@@ -17,3 +17,13 @@ struct AdamWStep {
 };
 void adamw_step(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamWStep& step,
                 Stream stream = {});
+
+// Both backends': the check, which throws InternalError, ...
+void check_adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamWStep& step);
+// ... and the step with everything that does not depend on the element folded in.
+struct AdamWConstants {
+    float grad_scale, keep1, keep2;  // keep = 1 - beta
+    float m_scale, v_scale;          // 1 / (1 - beta^t)
+    float eps, weight_decay, lr;
+};
+AdamWConstants adamw_constants(const AdamWStep& step);
