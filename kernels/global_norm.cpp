@@ -7,6 +7,14 @@
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 
+#ifdef ISA_PLAIN
+void check_sum_of_squares(Tensor x, Tensor out) {
+    const ArgumentCheck check{"sum_of_squares", x.device};
+    check.elements("x", x, DType::f32, x.size());
+    if (!out.absent()) check.elements("out", out, DType::f64, 1);
+}
+#endif
+
 namespace ISA_NAMESPACE {
 namespace {
 
@@ -31,11 +39,7 @@ double sum_of_squares_of(const float* x, int64_t begin, int64_t end) {
     return total;
 }
 
-}  // namespace
-
-double sum_of_squares(Tensor x, Stream) {
-    const ArgumentCheck check{"sum_of_squares", x.device};
-    check.elements("x", x, DType::f32, x.size());
+double sum_of_squares_of(Tensor x) {
     const int64_t count = x.size(), num_chunks = (count + kElementGrain - 1) / kElementGrain;
     const std::unique_ptr<double[]> partial(new double[static_cast<size_t>(num_chunks)]);
     parallel_ranges(count, kElementGrain, [&](int64_t begin, int64_t end) {
@@ -46,6 +50,19 @@ double sum_of_squares(Tensor x, Stream) {
     return total;
 }
 
+}  // namespace
+
+void sum_of_squares_into(Tensor out, Tensor x, Stream) {
+    check_sum_of_squares(x, out);
+    *out.as<double>() = sum_of_squares_of(x);
+}
+
+double sum_of_squares(Tensor x, Stream) {
+    check_sum_of_squares(x, {});
+    return sum_of_squares_of(x);
+}
+
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(double, sum_of_squares, (Tensor x, Stream stream), (x, stream))
+DEVICE_ENTRY(x.device, void, sum_of_squares_into, (Tensor out, Tensor x, Stream stream), (out, x, stream))
+DEVICE_ENTRY(x.device, double, sum_of_squares, (Tensor x, Stream stream), (x, stream))
