@@ -1,7 +1,7 @@
 // AdamW against its float64 twin over several steps; the rounding of param to the bit.
 #include "kernels/adamw.h"
 
-#include "tests/op_check.h"
+#include "tests/on_device.h"
 
 namespace {
 
@@ -37,51 +37,90 @@ uint32_t draw(RandomKey key, uint64_t counter) {
     return random.word[half / 2] >> (half % 2 * 16) & 0xffff;
 }
 
+void check_five_steps(Device device, int64_t n) {
+    SCOPED_TRACE(cat({device_name(device), " ", n}));
+    Values master = representable<float>(normal_values(n, 1)), m(master.size()), v(master.size());
+    Guarded<float> master_data(master, 1), m_data(m, 1), v_data(v), with_param(master), m_again(m),
+        v_again(v);
+    Guarded<bf16> param(n, 3);
+    for (int64_t t = 1; t <= 5; ++t) {
+        const Values grad = representable<float>(normal_values(n, static_cast<uint32_t>(10 + t)));
+        Guarded<float> grad_data(grad, 3);
+        OnDevice on(device);
+        adamw_step({}, on(master_data.tensor()), on(m_data.tensor()), on(v_data.tensor()),
+                   on(grad_data.tensor()), step_at(t));
+        adamw_step(on(param.tensor()), on(with_param.tensor()), on(m_again.tensor()), on(v_again.tensor()),
+                   on(grad_data.tensor()), step_at(t));
+        on.fetch();
+        twin(master, m, v, grad, step_at(t));
+    }
+    expect_close(master_data.values(), master, kTolerance<float>, "master");
+    expect_close(m_data.values(), m, kTolerance<float>, "m");
+    expect_close(v_data.values(), v, kTolerance<float>, "v");
+    EXPECT_TRUE(with_param.bytes() == master_data.bytes()) << "param changes the master";
+}
+
+void check_rounding(Device device) {
+    for (int64_t first_index : {int64_t{0}, int64_t{5}, int64_t{123456789}, (int64_t{1} << 36) + 112}) {
+        const int64_t n = 1000;
+        Guarded<float> master(normal_values(n, 1)), m(Values(n, 0.0)), v(Values(n, 0.0)),
+            grad(normal_values(n, 2));
+        master[3] = std::nanf("");
+        master[4] = std::numeric_limits<float>::infinity();
+        Guarded<bf16> param(n);
+        const AdamWStep step = step_at(1, first_index);
+        OnDevice on(device);
+        adamw_step(on(param.tensor()), on(master.tensor()), on(m.tensor()), on(v.tensor()), on(grad.tensor()),
+                   step);
+        on.fetch();
+        for (int64_t i = 0; i < n; ++i) {
+            const uint32_t random = draw(step.rounding, static_cast<uint64_t>(first_index + i));
+            ASSERT_EQ(param[i].bits, to_bf16_stochastic(master[i], random).bits)
+                << i << " from " << first_index << " on " << device_name(device);
+        }
+    }
+}
+
+// Three steps from zero moments; the bytes of all four.
+std::vector<uint8_t> three_steps(Device device, int64_t n, int64_t first_index) {
+    Guarded<float> master(normal_values(n, 1)), m(Values(n, 0.0)), v(Values(n, 0.0)),
+        grad(normal_values(n, 2, 3));
+    Guarded<bf16> param(n);
+    OnDevice on(device);
+    for (int64_t t = 1; t <= 3; ++t) {
+        adamw_step(on(param.tensor()), on(master.tensor()), on(m.tensor()), on(v.tensor()), on(grad.tensor()),
+                   step_at(t, first_index));
+    }
+    on.fetch();
+    return joined({param.bytes(), master.bytes(), m.bytes(), v.bytes()});
+}
+
 }  // namespace
 
 TEST(AdamW, EqualsItsTwinOverFiveSteps) {
     for_each_isa([] {
-        for (int64_t n : {0, 1, 7, 16, 129, 1000, 70001}) {
-            SCOPED_TRACE(n);
-            Values master = representable<float>(normal_values(n, 1)), m(master.size()), v(master.size());
-            Guarded<float> master_data(master, 1), m_data(m, 1), v_data(v), with_param(master), m_again(m),
-                v_again(v);
-            Guarded<bf16> param(n, 3);
-            for (int64_t t = 1; t <= 5; ++t) {
-                const Values grad = representable<float>(normal_values(n, static_cast<uint32_t>(10 + t)));
-                Guarded<float> grad_data(grad, 3);
-                adamw_step({}, master_data.tensor(), m_data.tensor(), v_data.tensor(), grad_data.tensor(),
-                           step_at(t));
-                adamw_step(param.tensor(), with_param.tensor(), m_again.tensor(), v_again.tensor(),
-                           grad_data.tensor(), step_at(t));
-                twin(master, m, v, grad, step_at(t));
-            }
-            expect_close(master_data.values(), master, kTolerance<float>, "master");
-            expect_close(m_data.values(), m, kTolerance<float>, "m");
-            expect_close(v_data.values(), v, kTolerance<float>, "v");
-            EXPECT_TRUE(with_param.bytes() == master_data.bytes()) << "param changes the master";
-        }
+        for (int64_t n : {0, 1, 7, 16, 129, 1000, 70001}) check_five_steps(Device::cpu, n);
     });
+    for (Device device : gpus()) {
+        for (int64_t n : {0, 1, 7, 16, 129, 1000, 5003}) check_five_steps(device, n);
+    }
 }
 
 TEST(AdamW, ParamIsRoundedByTheScalarRuleToTheBit) {
-    for_each_isa([] {
-        for (int64_t first_index : {int64_t{0}, int64_t{5}, int64_t{123456789}, (int64_t{1} << 36) + 112}) {
-            const int64_t n = 1000;
-            Guarded<float> master(normal_values(n, 1)), m(Values(n, 0.0)), v(Values(n, 0.0)),
-                grad(normal_values(n, 2));
-            master[3] = std::nanf("");
-            master[4] = std::numeric_limits<float>::infinity();
-            Guarded<bf16> param(n);
-            const AdamWStep step = step_at(1, first_index);
-            adamw_step(param.tensor(), master.tensor(), m.tensor(), v.tensor(), grad.tensor(), step);
-            for (int64_t i = 0; i < n; ++i) {
-                const uint32_t random = draw(step.rounding, static_cast<uint64_t>(first_index + i));
-                ASSERT_EQ(param[i].bits, to_bf16_stochastic(master[i], random).bits)
-                    << i << " from " << first_index;
-            }
+    for_each_isa([] { check_rounding(Device::cpu); });
+    for (Device device : gpus()) check_rounding(device);
+}
+
+// A sum with a product in it is rounded once there as here, where the instruction set can.
+TEST(AdamW, GpusGiveTheBitsOfTheCpu) {
+    if (best_isa() == Isa::plain) GTEST_SKIP() << "no instruction set with fused sums";
+    for (Device device : gpus()) {
+        for (auto [n, first_index] :
+             {std::pair{int64_t{5003}, int64_t{0}}, {1000, 77}, {130, 127}, {1, 255}}) {
+            EXPECT_TRUE(three_steps(device, n, first_index) == three_steps(Device::cpu, n, first_index))
+                << n << " from " << first_index << " on " << device_name(device);
         }
-    });
+    }
 }
 
 TEST(AdamW, TensorsCutAnywhereGiveTheSameParam) {

@@ -1,7 +1,7 @@
 // Embedding: forward is copying (exact) or one addition; backward sums each row's tokens in order of n.
 #include "kernels/embedding.h"
 
-#include "tests/op_check.h"
+#include "tests/on_device.h"
 
 namespace {
 
@@ -9,34 +9,43 @@ struct Shape {
     int64_t tokens, channels, vocab, max_position;
 };
 constexpr Shape kShapes[] = {{1, 1, 1, 1}, {5, 7, 3, 4}, {64, 33, 101, 16}, {300, 768, 50, 9}, {0, 8, 4, 4}};
+// On a GPU: sorting in several blocks and in one, two and three passes, rows of one token and of many, as
+// many channels as a warp has, and more than a block has threads.
+constexpr Shape kGpuShapes[] = {{1, 1, 1, 1}, {5, 7, 3, 4},    {64, 33, 101, 16},  {100, 264, 9, 5},
+                                {0, 8, 4, 4}, {64, 8, 1, 2},   {4500, 8, 700, 40}, {90, 1, 300000, 600},
+                                {3, 0, 5, 5}, {7, 2568, 4, 3}, {2049, 2, 512, 513}};
 
 Guarded<int32_t> guarded_ids(const std::vector<int32_t>& ids) {
     return Guarded<int32_t>(Values(ids.begin(), ids.end()));
 }
 
+// `offset` moves the tensors off the boundaries that vectors of memory want.
 template <class T>
-void check_shape(Shape s, bool with_positions) {
-    SCOPED_TRACE(cat(
-        {dtype_name(dtype_of<T>()), " ", s.tokens, " x ", s.channels, with_positions ? " with wpe" : ""}));
+void check_shape(Shape s, bool with_positions, Device device, int64_t offset) {
+    SCOPED_TRACE(cat({device_name(device), " ", dtype_name(dtype_of<T>()), " ", s.tokens, " x ", s.channels,
+                      " of ", s.vocab, with_positions ? " with wpe + " : " + ", offset}));
     const auto tokens = random_ids(s.tokens, 0, static_cast<int32_t>(s.vocab), 1);
     const auto positions = random_ids(s.tokens, 0, static_cast<int32_t>(s.max_position), 2);
     const Guarded<int32_t> token_data = guarded_ids(tokens), position_data = guarded_ids(positions);
-    const Tensor position_tensor = with_positions ? position_data.tensor() : Tensor{};
-    const auto matrix = [&](const auto& g) { return g.tensor(g.size() / s.channels, s.channels); };
+    OnDevice on(device);
+    const auto matrix = [&](const auto& g, int64_t rows) { return on(g.tensor(rows, s.channels)); };
+    const auto of_positions = [&](Tensor t) { return with_positions ? t : Tensor{}; };
 
-    Guarded<T> wte(normal_values(s.vocab * s.channels, 3), 1),
+    Guarded<T> wte(normal_values(s.vocab * s.channels, 3), offset),
         wpe(normal_values(s.max_position * s.channels, 4));
     Guarded<T> out(s.tokens * s.channels);
-    embedding_forward(matrix(out), matrix(wte), with_positions ? matrix(wpe) : Tensor{}, token_data.tensor(),
-                      position_tensor);
+    embedding_forward(matrix(out, s.tokens), matrix(wte, s.vocab), of_positions(matrix(wpe, s.max_position)),
+                      on(token_data.tensor()), of_positions(on(position_data.tensor())));
 
     const Values dout = representable<T>(normal_values(s.tokens * s.channels, 5));
     const Values dwte0 = normal_values(s.vocab * s.channels, 6),
                  dwpe0 = normal_values(s.max_position * s.channels, 7);
-    Guarded<T> dout_data(dout, 3);
+    Guarded<T> dout_data(dout, 3 * offset);
     Guarded<float> dwte(dwte0), dwpe(dwpe0), expected_dwte(dwte0), expected_dwpe(dwpe0);
-    embedding_backward(matrix(dwte), with_positions ? matrix(dwpe) : Tensor{}, matrix(dout_data),
-                       token_data.tensor(), position_tensor);
+    embedding_backward(matrix(dwte, s.vocab), of_positions(matrix(dwpe, s.max_position)),
+                       matrix(dout_data, s.tokens), on(token_data.tensor()),
+                       of_positions(on(position_data.tensor())));
+    on.fetch();
 
     for (int64_t n = 0; n < s.tokens; ++n) {
         for (int64_t c = 0; c < s.channels; ++c) {
@@ -59,11 +68,24 @@ TEST(Embedding, CopiesAddsAndSumsInOrder) {
     for_each_isa([] {
         for (Shape s : kShapes) {
             for (bool with_positions : {false, true}) {
-                check_shape<float>(s, with_positions);
-                check_shape<bf16>(s, with_positions);
+                check_shape<float>(s, with_positions, Device::cpu, 1);
+                check_shape<bf16>(s, with_positions, Device::cpu, 1);
             }
         }
     });
+}
+
+TEST(Embedding, CopiesAddsAndSumsInOrderOnGpus) {
+    for (Device device : gpus()) {
+        for (Shape s : kGpuShapes) {
+            for (bool with_positions : {false, true}) {
+                for (int64_t offset : {0, 1}) {
+                    check_shape<float>(s, with_positions, device, offset);
+                    check_shape<bf16>(s, with_positions, device, offset);
+                }
+            }
+        }
+    }
 }
 
 TEST(Embedding, BackwardIsTheGradientOfForward) {
@@ -95,6 +117,20 @@ TEST(Embedding, SameBitsForAnyNumberOfThreads) {
     expect_same_bits_for_any_threads([&] {
         Guarded<float> dwte(Values(40 * channels, 0.5));
         embedding_backward(dwte.tensor(40, channels), {}, dout.tensor(tokens, channels), ids.tensor(), {});
+        return dwte.bytes();
+    });
+}
+
+TEST(Embedding, SameBitsInAnyOrderOfAGpusThreads) {
+    const int64_t tokens = 2100, channels = 8;
+    const Guarded<int32_t> ids = guarded_ids(random_ids(tokens, 0, 600, 1));
+    Guarded<bf16> dout(normal_values(tokens * channels, 2));
+    expect_same_bits_on_gpus([&](Device device) {
+        Guarded<float> dwte(Values(600 * channels, 0.5));
+        OnDevice on(device);
+        embedding_backward(on(dwte.tensor(600, channels)), {}, on(dout.tensor(tokens, channels)),
+                           on(ids.tensor()), {});
+        on.fetch();
         return dwte.bytes();
     });
 }

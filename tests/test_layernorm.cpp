@@ -1,7 +1,7 @@
 // LayerNorm against its float64 twin, its gradients against finite differences, and a mean far from zero.
 #include "kernels/layernorm.h"
 
-#include "tests/op_check.h"
+#include "tests/on_device.h"
 
 namespace {
 
@@ -11,6 +11,12 @@ struct Shape {
     int64_t rows, channels;
 };
 constexpr Shape kShapes[] = {{1, 5}, {1, 7}, {3, 16}, {17, 67}, {5, 768}, {40, 33}, {2000, 3}, {0, 8}};
+// On a GPU rows belong to warps or blocks and lie in registers as far as they fit: a shape for each case, in
+// vectors and in single elements, with several chunks of rows.
+constexpr Shape kGpuShapes[] = {{1, 5},    {1, 7},   {3, 16}, {17, 67},  {5, 768}, {9, 64},
+                                {133, 33}, {3, 200}, {0, 8},  {2, 1100}, {5, 1096}};
+constexpr Shape kLongRows[] = {{2, 4104},
+                               {3, 8456}};  // where vectors of memory do not fit the registers either
 
 struct RowStatistics {
     double mean, rstd;
@@ -61,9 +67,11 @@ Values sum(Values a, const Values& b) {
     return a;
 }
 
+// `offset` moves the tensors off the boundaries that vectors of memory want.
 template <class T>
-void check_shape(Shape s) {
-    SCOPED_TRACE(cat({dtype_name(dtype_of<T>()), " ", s.rows, " x ", s.channels}));
+void check_shape(Shape s, Device device, int64_t offset) {
+    SCOPED_TRACE(cat({device_name(device), " ", dtype_name(dtype_of<T>()), " ", s.rows, " x ", s.channels,
+                      " + ", offset}));
     const int64_t size = s.rows * s.channels;
     const Values x = representable<T>(normal_values(size, 1)),
                  w = representable<T>(normal_values(s.channels, 2, 0.5, 1));
@@ -72,15 +80,19 @@ void check_shape(Shape s) {
     const Values dx0 = representable<T>(normal_values(size, 5)),
                  dw0 = representable<float>(normal_values(s.channels, 6));
 
-    Guarded<T> x_data(x, 1), w_data(w, 3), b_data(b), y(size), dy_data(dy), dx(size), dx_sum(dx0);
+    Guarded<T> x_data(x, offset), w_data(w, 3 * offset), b_data(b), y(size), dy_data(dy), dx(size),
+        dx_sum(dx0);
     Guarded<float> mean(s.rows), rstd(s.rows, 1), dw(dw0), db(dw0, 1), dw_again(dw0), db_again(dw0);
-    const auto matrix = [&](const Guarded<T>& g) { return g.tensor(s.rows, s.channels); };
-    layernorm_forward(matrix(y), mean.tensor(), rstd.tensor(), matrix(x_data), w_data.tensor(),
-                      b_data.tensor(), kEps);
-    layernorm_backward(matrix(dx), dw.tensor(), db.tensor(), matrix(dy_data), matrix(x_data), w_data.tensor(),
-                       mean.tensor(), rstd.tensor(), false);
-    layernorm_backward(matrix(dx_sum), dw_again.tensor(), db_again.tensor(), matrix(dy_data), matrix(x_data),
-                       w_data.tensor(), mean.tensor(), rstd.tensor(), true);
+    OnDevice on(device);
+    const auto matrix = [&](const Guarded<T>& g) { return on(g.tensor(s.rows, s.channels)); };
+    const auto vector = [&](const auto& g) { return on(g.tensor()); };
+    layernorm_forward(matrix(y), vector(mean), vector(rstd), matrix(x_data), vector(w_data), vector(b_data),
+                      kEps);
+    layernorm_backward(matrix(dx), vector(dw), vector(db), matrix(dy_data), matrix(x_data), vector(w_data),
+                       vector(mean), vector(rstd), false);
+    layernorm_backward(matrix(dx_sum), vector(dw_again), vector(db_again), matrix(dy_data), matrix(x_data),
+                       vector(w_data), vector(mean), vector(rstd), true);
+    on.fetch();
 
     const Gradients expected = twin_backward(dy, x, w);
     // Few channels can lie so close together that rstd magnifies the rounding of x - mean; hence ten times
@@ -95,22 +107,64 @@ void check_shape(Shape s) {
     EXPECT_TRUE(dw.bytes() == dw_again.bytes() && db.bytes() == db_again.bytes());
 }
 
+void check_large_mean(Device device) {
+    const int64_t rows = 4, channels = 768;
+    const Values x = representable<float>(normal_values(rows * channels, 1, 1, 10000)), w(768, 1.0),
+                 b(768, 0.0);
+    Guarded<float> x_data(x), y(rows * channels), mean(rows), rstd(rows), w_data(w), b_data(b);
+    OnDevice on(device);
+    layernorm_forward(on(y.tensor(rows, channels)), on(mean.tensor()), on(rstd.tensor()),
+                      on(x_data.tensor(rows, channels)), on(w_data.tensor()), on(b_data.tensor()), kEps);
+    on.fetch();
+    expect_close(y.values(), twin(x, w, b), kTolerance<float>, "y");  // as near as with mean 0
+}
+
+void check_equal_values(Device device) {
+    for (double value : {0.0, 1.1, 1e9, -123456789.0}) {
+        Guarded<float> x(Values(771, value)), y(771), mean(1), rstd(1), w(Values(771, 1.0)),
+            b(Values(771, 0.5));
+        OnDevice on(device);
+        layernorm_forward(on(y.tensor(1, 771)), on(mean.tensor()), on(rstd.tensor()), on(x.tensor(1, 771)),
+                          on(w.tensor()), on(b.tensor()), kEps);
+        on.fetch();
+        // x - mean is at most one rounding of x, which eps may then magnify 1 / sqrt(eps) times.
+        for (int64_t c = 0; c < 771; ++c) EXPECT_NEAR(y[c], 0.5, std::abs(value) * 6e-8 / std::sqrt(kEps));
+    }
+}
+
 }  // namespace
 
 TEST(LayerNorm, EqualsItsTwinOnEveryInstructionSet) {
     for_each_isa([] {
         for (Shape s : kShapes) {
-            check_shape<float>(s);
-            check_shape<bf16>(s);
+            check_shape<float>(s, Device::cpu, 1);
+            check_shape<bf16>(s, Device::cpu, 1);
         }
     });
 }
 
+TEST(LayerNorm, EqualsItsTwinOnGpus) {
+    for (Device device : gpus()) {
+        for (Shape s : kGpuShapes) {
+            for (int64_t offset : {0, 1}) {
+                check_shape<float>(s, device, offset);
+                check_shape<bf16>(s, device, offset);
+            }
+        }
+        check_shape<float>(kLongRows[0], device, 0);
+        for (Shape s : kLongRows) check_shape<bf16>(s, device, 0);
+    }
+}
+
 TEST(LayerNorm, OneChannelGivesTheBias) {
-    Guarded<float> x(Values{3, -4}), y(2), mean(2), rstd(2), w(Values{2}), b(Values{0.5});
-    layernorm_forward(y.tensor(2, 1), mean.tensor(), rstd.tensor(), x.tensor(2, 1), w.tensor(), b.tensor(),
-                      kEps);
-    EXPECT_TRUE(y.values() == Values({0.5, 0.5}));
+    for (Device device : {Device::cpu, Device::simt}) {
+        Guarded<float> x(Values{3, -4}), y(2), mean(2), rstd(2), w(Values{2}), b(Values{0.5});
+        OnDevice on(device);
+        layernorm_forward(on(y.tensor(2, 1)), on(mean.tensor()), on(rstd.tensor()), on(x.tensor(2, 1)),
+                          on(w.tensor()), on(b.tensor()), kEps);
+        on.fetch();
+        EXPECT_TRUE(y.values() == Values({0.5, 0.5}));
+    }
 }
 
 TEST(LayerNorm, TwinGradientIsTheFiniteDifference) {
@@ -126,29 +180,13 @@ TEST(LayerNorm, TwinGradientIsTheFiniteDifference) {
 }
 
 TEST(LayerNorm, LargeMeanCostsNoAccuracy) {
-    for_each_isa([] {
-        const int64_t rows = 4, channels = 768;
-        const Values x = representable<float>(normal_values(rows * channels, 1, 1, 10000)), w(768, 1.0),
-                     b(768, 0.0);
-        Guarded<float> x_data(x), y(rows * channels), mean(rows), rstd(rows), w_data(w), b_data(b);
-        layernorm_forward(y.tensor(rows, channels), mean.tensor(), rstd.tensor(),
-                          x_data.tensor(rows, channels), w_data.tensor(), b_data.tensor(), kEps);
-        expect_close(y.values(), twin(x, w, b), kTolerance<float>, "y");  // as near as with mean 0
-    });
+    for_each_isa([] { check_large_mean(Device::cpu); });
+    for (Device device : gpus()) check_large_mean(device);
 }
 
 TEST(LayerNorm, ARowOfEqualValuesStaysFinite) {
-    for_each_isa([] {
-        for (double value : {0.0, 1.1, 1e9, -123456789.0}) {
-            Guarded<float> x(Values(771, value)), y(771), mean(1), rstd(1), w(Values(771, 1.0)),
-                b(Values(771, 0.5));
-            layernorm_forward(y.tensor(1, 771), mean.tensor(), rstd.tensor(), x.tensor(1, 771), w.tensor(),
-                              b.tensor(), kEps);
-            // x - mean is at most one rounding of x, which eps may then magnify 1 / sqrt(eps) times.
-            for (int64_t c = 0; c < 771; ++c)
-                EXPECT_NEAR(y[c], 0.5, std::abs(value) * 6e-8 / std::sqrt(kEps));
-        }
-    });
+    for_each_isa([] { check_equal_values(Device::cpu); });
+    for (Device device : gpus()) check_equal_values(device);
 }
 
 TEST(LayerNorm, SameBitsForAnyNumberOfThreads) {
@@ -164,6 +202,25 @@ TEST(LayerNorm, SameBitsForAnyNumberOfThreads) {
                            y.tensor(rows, channels), w.tensor(), mean.tensor(), rstd.tensor(), false);
         return joined({y.bytes(), mean.bytes(), rstd.bytes(), dx.bytes(), dw.bytes(), db.bytes()});
     });
+}
+
+TEST(LayerNorm, SameBitsInAnyOrderOfAGpusThreads) {
+    for (auto [rows, channels] : {Shape{13, 200}, {5, 1100}}) {
+        const Values values = normal_values(rows * channels, 1);
+        expect_same_bits_on_gpus([&, rows = rows, channels = channels](Device device) {
+            Guarded<bf16> x(values), y(rows * channels), dx(rows * channels), w(normal_values(channels, 2)),
+                b(Values(channels, 0.5));
+            Guarded<float> mean(rows), rstd(rows), dw(Values(channels, 0.0)), db(Values(channels, 0.0));
+            OnDevice on(device);
+            const auto matrix = [&](const Guarded<bf16>& g) { return on(g.tensor(rows, channels)); };
+            layernorm_forward(matrix(y), on(mean.tensor()), on(rstd.tensor()), matrix(x), on(w.tensor()),
+                              on(b.tensor()), kEps);
+            layernorm_backward(matrix(dx), on(dw.tensor()), on(db.tensor()), matrix(x), matrix(y),
+                               on(w.tensor()), on(mean.tensor()), on(rstd.tensor()), false);
+            on.fetch();
+            return joined({y.bytes(), mean.bytes(), rstd.bytes(), dx.bytes(), dw.bytes(), db.bytes()});
+        });
+    }
 }
 
 TEST(LayerNorm, NamesTheWrongArgument) {

@@ -1,7 +1,7 @@
 // QK-norm against its float64 twin and finite differences; values are left alone.
 #include "kernels/qknorm.h"
 
-#include "tests/op_check.h"
+#include "tests/on_device.h"
 
 namespace {
 
@@ -14,6 +14,12 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{1, 1, 1, 2},    {3, 4, 2, 8},   {17, 3, 1, 38},
                              {600, 2, 1, 64}, {5, 4, 4, 128}, {0, 2, 2, 8}};
+
+// On a GPU a head has from one lane to all of a warp's, in vectors of memory and in single elements; more
+// heads than a block has room for, and several chunks of tokens.
+constexpr Shape kGpuShapes[] = {{1, 1, 1, 2},   {3, 4, 2, 8},   {17, 3, 1, 38}, {5, 4, 4, 128},
+                                {0, 2, 2, 8},   {2, 70, 3, 64}, {6, 3, 1, 24},  {3, 2, 1, 256},
+                                {5, 2, 2, 512}, {9, 5, 0, 16},  {3, 9, 1, 200}, {150, 1, 1, 16}};
 
 Values twin(const Values& qkv, const Values& wq, const Values& wk, Shape s) {
     Values result = qkv;
@@ -56,25 +62,32 @@ Gradients twin_backward(const Values& dy, const Values& qkv, const Values& wq, c
     return g;
 }
 
+// `offset` moves the tensors off the boundaries that vectors of memory want.
 template <class T>
-void check_shape(Shape s) {
-    SCOPED_TRACE(cat({dtype_name(dtype_of<T>()), " ", s.tokens, " tokens, head dim ", s.head_dim}));
+void check_shape(Shape s, Device device, int64_t offset) {
+    SCOPED_TRACE(cat({device_name(device), " ", dtype_name(dtype_of<T>()), " ", s.tokens, " tokens, ",
+                      s.heads, " heads of ", s.head_dim, " + ", offset}));
     const Values x = representable<T>(normal_values(s.tokens * s.width(), 1));
     const Values wq = representable<T>(normal_values(s.head_dim, 2, 0.5, 1)),
                  wk = representable<T>(normal_values(s.head_dim, 3));
     const Values dy = representable<T>(normal_values(s.tokens * s.width(), 4));
     const Values before = representable<float>(normal_values(s.head_dim, 5));
 
-    Guarded<T> qkv(x, 1), raw(s.tokens * s.normed(), 3), wq_data(wq), wk_data(wk), dqkv(dy), unsaved(x);
+    Guarded<T> qkv(x, offset), raw(s.tokens * s.normed(), 3 * offset), wq_data(wq), wk_data(wk), dqkv(dy),
+        unsaved(x, offset);
     Guarded<float> rstd(s.tokens * (s.heads + s.kv_heads)), dwq(before), dwk(before, 1);
-    const Tensor rstd_tensor = rstd.tensor(s.tokens, s.heads + s.kv_heads);
-    qknorm_forward(qkv.tensor(s.tokens, s.width()), rstd_tensor, raw.tensor(s.tokens, s.normed()),
-                   wq_data.tensor(), wk_data.tensor(), kEps, s.heads, s.kv_heads);
-    qknorm_forward(unsaved.tensor(s.tokens, s.width()), rstd_tensor, {}, wq_data.tensor(), wk_data.tensor(),
-                   kEps, s.heads, s.kv_heads);
-    qknorm_backward(dqkv.tensor(s.tokens, s.width()), dwq.tensor(), dwk.tensor(),
-                    raw.tensor(s.tokens, s.normed()), rstd_tensor, wq_data.tensor(), wk_data.tensor(),
-                    s.heads, s.kv_heads);
+    OnDevice on(device);
+    const auto all = [&](const Guarded<T>& g) { return on(g.tensor(s.tokens, s.width())); };
+    const auto vector = [&](const auto& g) { return on(g.tensor()); };
+    const Tensor rstd_tensor = on(rstd.tensor(s.tokens, s.heads + s.kv_heads));
+    const Tensor raw_tensor = on(raw.tensor(s.tokens, s.normed()));
+    qknorm_forward(all(qkv), rstd_tensor, raw_tensor, vector(wq_data), vector(wk_data), kEps, s.heads,
+                   s.kv_heads);
+    qknorm_forward(all(unsaved), rstd_tensor, {}, vector(wq_data), vector(wk_data), kEps, s.heads,
+                   s.kv_heads);
+    qknorm_backward(all(dqkv), vector(dwq), vector(dwk), raw_tensor, rstd_tensor, vector(wq_data),
+                    vector(wk_data), s.heads, s.kv_heads);
+    on.fetch();
 
     EXPECT_TRUE(unsaved.bytes() == qkv.bytes());
     expect_close(qkv.values(), twin(x, wq, wk, s), kTolerance<T>, "qkv");
@@ -100,9 +113,38 @@ void check_shape(Shape s) {
 TEST(QkNorm, EqualsItsTwinOnEveryInstructionSet) {
     for_each_isa([] {
         for (Shape s : kShapes) {
-            check_shape<float>(s);
-            check_shape<bf16>(s);
+            check_shape<float>(s, Device::cpu, 1);
+            check_shape<bf16>(s, Device::cpu, 1);
         }
+    });
+}
+
+TEST(QkNorm, EqualsItsTwinOnGpus) {
+    for (Device device : gpus()) {
+        for (Shape s : kGpuShapes) {
+            for (int64_t offset : {0, 1}) {
+                check_shape<float>(s, device, offset);
+                check_shape<bf16>(s, device, offset);
+            }
+        }
+    }
+}
+
+TEST(QkNorm, SameBitsInAnyOrderOfAGpusThreads) {
+    const Shape s{13, 6, 2, 64};
+    const Values x = normal_values(s.tokens * s.width(), 1), dy = normal_values(s.tokens * s.width(), 2);
+    expect_same_bits_on_gpus([&](Device device) {
+        Guarded<bf16> qkv(x), raw(s.tokens * s.normed()), w(Values(64, 1.5)), dqkv(dy);
+        Guarded<float> rstd(s.tokens * 8), dwq(Values(64, 0.0)), dwk(Values(64, 0.0));
+        OnDevice on(device);
+        const Tensor rstd_tensor = on(rstd.tensor(s.tokens, 8)),
+                     raw_tensor = on(raw.tensor(s.tokens, s.normed()));
+        qknorm_forward(on(qkv.tensor(s.tokens, s.width())), rstd_tensor, raw_tensor, on(w.tensor()),
+                       on(w.tensor()), kEps, 6, 2);
+        qknorm_backward(on(dqkv.tensor(s.tokens, s.width())), on(dwq.tensor()), on(dwk.tensor()), raw_tensor,
+                        rstd_tensor, on(w.tensor()), on(w.tensor()), 6, 2);
+        on.fetch();
+        return joined({qkv.bytes(), raw.bytes(), rstd.bytes(), dqkv.bytes(), dwq.bytes(), dwk.bytes()});
     });
 }
 
@@ -144,4 +186,14 @@ TEST(QkNorm, NamesTheWrongArgument) {
     };
     EXPECT_EQ(run(2), "");
     expect_mentions(run(3), {"qknorm_forward", "argument qkv", "f32[*,20]", "f32[2,16]"});
+}
+
+TEST(QkNorm, AGpuRefusesHeadsThatAWarpCannotHold) {
+    Guarded<float> qkv(Values(3 * 516, 1.0)), rstd(2), w(Values(516, 1.0));
+    OnDevice on(Device::simt);
+    const std::string message = check_failure([&] {
+        qknorm_forward(on(qkv.tensor(1, 3 * 516)), on(rstd.tensor(1, 2)), {}, on(w.tensor()), on(w.tensor()),
+                       kEps, 1, 1);
+    });
+    expect_mentions(message, {"qknorm_forward", "argument wq", "got 516"});
 }

@@ -2,7 +2,7 @@
 // kernels/rmsnorm.h.
 #include "kernels/rmsnorm.h"
 
-#include "tests/op_check.h"
+#include "tests/on_device.h"
 
 namespace {
 
@@ -13,6 +13,13 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{1, 1},   {9, 1},   {1, 7},    {3, 16}, {17, 67},
                              {5, 768}, {40, 33}, {2000, 3}, {0, 8}};
+
+// On a GPU rows belong to warps or blocks and lie in registers as far as they fit: a shape for each case, in
+// vectors and in single elements, with several chunks of rows.
+constexpr Shape kGpuShapes[] = {{1, 1},  {9, 1},    {1, 7},   {3, 16}, {17, 67},  {5, 768},
+                                {9, 64}, {133, 33}, {3, 200}, {0, 8},  {2, 1100}, {5, 1096}};
+constexpr Shape kLongRows[] = {{2, 4104},
+                               {3, 8456}};  // where vectors of memory do not fit the registers either
 
 Values twin(const Values& x, const Values& w, int64_t rows) {
     const size_t channels = w.size();
@@ -44,9 +51,11 @@ void twin_backward(Values& dx, Values& dw, const Values& dy, const Values& x, co
     }
 }
 
+// `offset` moves the tensors off the boundaries that vectors of memory want.
 template <class T>
-void check_shape(Shape s) {
-    SCOPED_TRACE(cat({dtype_name(dtype_of<T>()), " ", s.rows, " x ", s.channels}));
+void check_shape(Shape s, Device device, int64_t offset) {
+    SCOPED_TRACE(cat({device_name(device), " ", dtype_name(dtype_of<T>()), " ", s.rows, " x ", s.channels,
+                      " + ", offset}));
     const int64_t size = s.rows * s.channels;
     const Values x = representable<T>(normal_values(size, 1)),
                  w = representable<T>(normal_values(s.channels, 2, 0.5, 1));
@@ -54,14 +63,17 @@ void check_shape(Shape s) {
                  dx0 = representable<T>(normal_values(size, 4));
     const Values dw0 = normal_values(s.channels, 5);
 
-    Guarded<T> x_data(x, 1), w_data(w, 3), y(size), dy_data(dy), dx(size), dx_sum(dx0);
+    Guarded<T> x_data(x, offset), w_data(w, 3 * offset), y(size), dy_data(dy), dx(size), dx_sum(dx0);
     Guarded<float> rstd(s.rows), dw(dw0, 1), dw_again(dw0);
-    const auto matrix = [&](const Guarded<T>& g) { return g.tensor(s.rows, s.channels); };
-    rmsnorm_forward(matrix(y), rstd.tensor(), matrix(x_data), w_data.tensor(), kEps);
-    rmsnorm_backward(matrix(dx), dw.tensor(), matrix(dy_data), matrix(x_data), w_data.tensor(), rstd.tensor(),
+    OnDevice on(device);
+    const auto matrix = [&](const Guarded<T>& g) { return on(g.tensor(s.rows, s.channels)); };
+    const auto vector = [&](const auto& g) { return on(g.tensor()); };
+    rmsnorm_forward(matrix(y), vector(rstd), matrix(x_data), vector(w_data), kEps);
+    rmsnorm_backward(matrix(dx), vector(dw), matrix(dy_data), matrix(x_data), vector(w_data), vector(rstd),
                      false);
-    rmsnorm_backward(matrix(dx_sum), dw_again.tensor(), matrix(dy_data), matrix(x_data), w_data.tensor(),
-                     rstd.tensor(), true);
+    rmsnorm_backward(matrix(dx_sum), vector(dw_again), matrix(dy_data), matrix(x_data), vector(w_data),
+                     vector(rstd), true);
+    on.fetch();
 
     expect_close(y.values(), twin(x, w, s.rows), kTolerance<T>, "y");
     Values expected_dx(x.size()), expected_sum = dx0, expected_dw = representable<float>(dw0), ignored = dw0;
@@ -86,10 +98,23 @@ void check_shape(Shape s) {
 TEST(RmsNorm, EqualsItsTwinOnEveryInstructionSet) {
     for_each_isa([] {
         for (Shape s : kShapes) {
-            check_shape<float>(s);
-            check_shape<bf16>(s);
+            check_shape<float>(s, Device::cpu, 1);
+            check_shape<bf16>(s, Device::cpu, 1);
         }
     });
+}
+
+TEST(RmsNorm, EqualsItsTwinOnGpus) {
+    for (Device device : gpus()) {
+        for (Shape s : kGpuShapes) {
+            for (int64_t offset : {0, 1}) {
+                check_shape<float>(s, device, offset);
+                check_shape<bf16>(s, device, offset);
+            }
+        }
+        check_shape<float>(kLongRows[0], device, 0);
+        for (Shape s : kLongRows) check_shape<bf16>(s, device, 0);
+    }
 }
 
 TEST(RmsNorm, TwinGradientIsTheFiniteDifference) {
@@ -117,13 +142,35 @@ TEST(RmsNorm, SameBitsForAnyNumberOfThreads) {
     });
 }
 
+TEST(RmsNorm, SameBitsInAnyOrderOfAGpusThreads) {
+    for (auto [rows, channels] : {Shape{13, 200}, {5, 1100}}) {
+        const Values values = normal_values(rows * channels, 1);
+        expect_same_bits_on_gpus([&, rows = rows, channels = channels](Device device) {
+            Guarded<bf16> x(values), y(rows * channels), dx(rows * channels), w(normal_values(channels, 2));
+            Guarded<float> rstd(rows), dw(Values(channels, 0.0));
+            OnDevice on(device);
+            const auto matrix = [&](const Guarded<bf16>& g) { return on(g.tensor(rows, channels)); };
+            rmsnorm_forward(matrix(y), on(rstd.tensor()), matrix(x), on(w.tensor()), kEps);
+            rmsnorm_backward(matrix(dx), on(dw.tensor()), matrix(x), matrix(y), on(w.tensor()),
+                             on(rstd.tensor()), false);
+            on.fetch();
+            return joined({y.bytes(), rstd.bytes(), dx.bytes(), dw.bytes()});
+        });
+    }
+}
+
 TEST(RmsNorm, NaNReachesItsOwnRowOnly) {
-    Values x = normal_values(2 * 40, 1);
-    x[7] = std::nan("");
-    Guarded<float> x_data(x), y(80), rstd(2), w(Values(40, 1.0));
-    rmsnorm_forward(y.tensor(2, 40), rstd.tensor(), x_data.tensor(2, 40), w.tensor(), kEps);
-    EXPECT_TRUE(std::isnan(y[0]) && std::isnan(y[39]));
-    EXPECT_FALSE(std::isnan(y[40]) || std::isnan(y[79]));
+    for (Device device : {Device::cpu, Device::simt}) {
+        Values x = normal_values(2 * 40, 1);
+        x[7] = std::nan("");
+        Guarded<float> x_data(x), y(80), rstd(2), w(Values(40, 1.0));
+        OnDevice on(device);
+        rmsnorm_forward(on(y.tensor(2, 40)), on(rstd.tensor()), on(x_data.tensor(2, 40)), on(w.tensor()),
+                        kEps);
+        on.fetch();
+        EXPECT_TRUE(std::isnan(y[0]) && std::isnan(y[39]));
+        EXPECT_FALSE(std::isnan(y[40]) || std::isnan(y[79]));
+    }
 }
 
 TEST(RmsNorm, NamesTheWrongArgument) {

@@ -2,7 +2,7 @@
 // the transpose of forward.
 #include "kernels/rope.h"
 
-#include "tests/op_check.h"
+#include "tests/on_device.h"
 
 namespace {
 
@@ -104,6 +104,9 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{1, 1, 1, 2},    {3, 4, 2, 8},     {17, 3, 1, 38},
                              {5, 12, 12, 64}, {300, 2, 1, 128}, {0, 2, 2, 8}};
+// On a GPU: vectors of memory and single elements, and more of them in a token than a block has threads.
+constexpr Shape kGpuShapes[] = {{1, 1, 1, 2},    {3, 4, 2, 8},    {17, 3, 1, 38}, {5, 12, 12, 64},
+                                {3, 40, 2, 128}, {19, 2, 1, 128}, {0, 2, 2, 8},   {2, 0, 0, 8}};
 constexpr int64_t kMaxPosition = 97;
 
 Values twin(const Values& qkv, const Guarded<float>& table, const std::vector<int32_t>& positions, Shape s,
@@ -135,18 +138,22 @@ Guarded<int32_t> guarded_ids(const std::vector<int32_t>& ids) {
     return Guarded<int32_t>(Values(ids.begin(), ids.end()));
 }
 
+// `offset` moves the tensors off the boundaries that vectors of memory want.
 template <class T>
-void check_shape(Shape s) {
-    SCOPED_TRACE(cat({dtype_name(dtype_of<T>()), " ", s.tokens, " tokens, head dim ", s.head_dim}));
+void check_shape(Shape s, Device device, int64_t offset) {
+    SCOPED_TRACE(cat({device_name(device), " ", dtype_name(dtype_of<T>()), " ", s.tokens,
+                      " tokens, head dim ", s.head_dim, " + ", offset}));
     const Values x = representable<T>(normal_values(s.tokens * s.width(), 1));
     const std::vector<int32_t> positions = random_ids(s.tokens, 0, kMaxPosition, 2);
     const Guarded<float> table = default_table(s.head_dim);
     const Guarded<int32_t> position_data = guarded_ids(positions);
     for (double sign : {1.0, -1.0}) {
-        Guarded<T> qkv(x, 1);
+        Guarded<T> qkv(x, offset);
         const auto rotate = sign > 0 ? rope_forward : rope_backward;
-        rotate(qkv.tensor(s.tokens, s.width()), table.tensor(kMaxPosition, s.head_dim),
-               position_data.tensor(), s.heads, s.kv_heads, {});
+        OnDevice on(device);
+        rotate(on(qkv.tensor(s.tokens, s.width())), on(table.tensor(kMaxPosition, s.head_dim)),
+               on(position_data.tensor()), s.heads, s.kv_heads, {});
+        on.fetch();
         expect_close(qkv.values(), twin(x, table, positions, s, sign), kTolerance<T>,
                      sign > 0 ? "forward" : "backward");
         for (int64_t n = 0; n < s.tokens; ++n) {
@@ -199,10 +206,21 @@ TEST(RopeTable, RefusesAnUnknownType) {
 TEST(Rope, EqualsItsTwinOnEveryInstructionSet) {
     for_each_isa([] {
         for (Shape s : kShapes) {
-            check_shape<float>(s);
-            check_shape<bf16>(s);
+            check_shape<float>(s, Device::cpu, 1);
+            check_shape<bf16>(s, Device::cpu, 1);
         }
     });
+}
+
+TEST(Rope, EqualsItsTwinOnGpus) {
+    for (Device device : gpus()) {
+        for (Shape s : kGpuShapes) {
+            for (int64_t offset : {0, 1}) {
+                check_shape<float>(s, device, offset);
+                check_shape<bf16>(s, device, offset);
+            }
+        }
+    }
 }
 
 TEST(Rope, BackwardIsTheGradientOfForward) {
