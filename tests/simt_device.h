@@ -5,6 +5,13 @@
 
 #include "kernels/gpu.h"
 
+// A sanitizer ends the program where a plain build goes on with a wrong value.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
 template <class T>
 class DeviceArray {
 public:

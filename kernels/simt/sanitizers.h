@@ -20,6 +20,10 @@
 #define SIMT_ASAN 1
 #endif
 
+#if defined(__SANITIZE_THREAD__)
+#error "compile the emulator with -fno-sanitize=thread -DSIMT_TSAN"
+#endif
+
 #if defined(SIMT_ASAN)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>

@@ -235,32 +235,37 @@ struct Mma {
 float low_float(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
 float high_float(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
 
+using Four = float __attribute__((vector_size(16)));
+
 void multiply(void* const* arguments, uint32_t) {
-    alignas(64) float a[16][16], b[16][8], c[16][8];
+    float a[16][16];
+    Four b[16][2], c[16][2];  // [row][column / 4][column % 4]
     for (int lane = 0; lane < kLanes; ++lane) {
         const Mma& mma = *static_cast<Mma*>(arguments[lane]);
-        const int group = lane / 4, column = 2 * (lane % 4);
+        const int group = lane / 4, pair = lane % 4;
         for (int i = 0; i < 4; ++i) {
-            a[group + 8 * (i % 2)][column + 8 * (i / 2)] = low_float(mma.a[i]);
-            a[group + 8 * (i % 2)][column + 8 * (i / 2) + 1] = high_float(mma.a[i]);
-            c[group + 8 * (i / 2)][column + i % 2] = mma.c[i];
+            float* const two = &a[group + 8 * (i % 2)][2 * pair + 8 * (i / 2)];
+            two[0] = low_float(mma.a[i]);
+            two[1] = high_float(mma.a[i]);
         }
         for (int i = 0; i < 2; ++i) {
-            b[column + 8 * i][group] = low_float(mma.b[i]);
-            b[column + 8 * i + 1][group] = high_float(mma.b[i]);
+            b[2 * pair + 8 * i][group / 4][group % 4] = low_float(mma.b[i]);
+            b[2 * pair + 8 * i + 1][group / 4][group % 4] = high_float(mma.b[i]);
         }
     }
     for (int row = 0; row < 16; ++row) {
-        float sums[8] = {};
+        Four left = {}, right = {};
         for (int k = 0; k < 16; ++k) {
-            for (int column = 0; column < 8; ++column) sums[column] += a[row][k] * b[k][column];
+            left += a[row][k] * b[k][0];
+            right += a[row][k] * b[k][1];
         }
-        for (int column = 0; column < 8; ++column) c[row][column] += sums[column];
+        c[row][0] = left;
+        c[row][1] = right;
     }
     for (int lane = 0; lane < kLanes; ++lane) {
         float* const out = static_cast<Mma*>(arguments[lane])->c;
         const int group = lane / 4, column = 2 * (lane % 4);
-        for (int i = 0; i < 4; ++i) out[i] = c[group + 8 * (i / 2)][column + i % 2];
+        for (int i = 0; i < 4; ++i) out[i] += c[group + 8 * (i / 2)][column / 4][column % 4 + i % 2];
     }
 }
 
