@@ -29,13 +29,21 @@ struct Floats {
 template <class T>
 constexpr int kFullPack = 16 / static_cast<int>(sizeof(T));
 
+// The elements at an address as one word of memory. Where a GPU would stop, the emulator does.
+template <class Word, class T>
+__device__ Word* word_at(T* address) {
+#if !defined(__CUDACC__)
+    if (reinterpret_cast<uintptr_t>(address) % alignof(Word) != 0) __trap();
+#endif
+    return reinterpret_cast<Word*>(address);
+}
 template <int kCount, class T>
 __device__ Elements<T, kCount> load_elements(const T* address) {
-    return *reinterpret_cast<const Elements<T, kCount>*>(address);
+    return *word_at<const Elements<T, kCount>>(address);
 }
 template <class T, int kCount>
 __device__ void store_elements(T* address, const Elements<T, kCount>& x) {
-    *reinterpret_cast<Elements<T, kCount>*>(address) = x;
+    *word_at<Elements<T, kCount>>(address) = x;
 }
 
 template <int kBytes>
@@ -59,30 +67,16 @@ struct WordOf<16> {
 // For what is read once, or written and not read soon (kernels/gpu.h).
 template <int kCount, class T>
 __device__ Elements<T, kCount> load_streaming(const T* address) {
-#if defined(__CUDACC__)
     using Word = typename WordOf<kCount* static_cast<int>(sizeof(T))>::Type;
-    const Word bits = __ldcs(reinterpret_cast<const Word*>(address));
+    const Word bits = __ldcs(word_at<const Word>(address));
     return *reinterpret_cast<const Elements<T, kCount>*>(&bits);
-#else
-    return load_elements<kCount>(address);
-#endif
 }
 template <class T, int kCount>
 __device__ void store_streaming(T* address, const Elements<T, kCount>& x) {
-#if defined(__CUDACC__)
     using Word = typename WordOf<kCount* static_cast<int>(sizeof(T))>::Type;
-    __stcs(reinterpret_cast<Word*>(address), *reinterpret_cast<const Word*>(&x));
-#else
-    store_elements(address, x);
-#endif
+    __stcs(word_at<Word>(address), *reinterpret_cast<const Word*>(&x));
 }
 
-template <class T, int kCount>
-__device__ Floats<kCount> to_floats(const Elements<T, kCount>& x) {
-    Floats<kCount> result;
-    for (int k = 0; k < kCount; ++k) result[k] = to_float(x[k]);
-    return result;
-}
 template <class T, int kCount>
 __device__ Elements<T, kCount> rounded_to(const Floats<kCount>& x) {
     Elements<T, kCount> result;

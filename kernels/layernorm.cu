@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kRowBlock, kHeld == 4 ? 4 : 2)
         }
     });
     const float rest = inverse_count * row_sum<kRowThreads>(sum_rest);
-    const float difference = inverse_count * row_sum<kRowThreads>(square) - rest * rest;
+    const float difference = fmaf(inverse_count, row_sum<kRowThreads>(square), -rest * rest);
     const float variance = difference < 0 ? 0 : difference;  // rounding, in a row of equal values; NaN passes
     const float r = 1.0f / sqrtf(variance + eps);
     if (held.thread() == 0) {

@@ -17,7 +17,7 @@ constexpr Shape kShapes[] = {{1, 1},   {9, 1},   {1, 7},    {3, 16}, {17, 67},
 // On a GPU rows belong to warps or blocks and lie in registers as far as they fit: a shape for each case, in
 // vectors and in single elements, with several chunks of rows.
 constexpr Shape kGpuShapes[] = {{1, 1},  {9, 1},    {1, 7},   {3, 16}, {17, 67},  {5, 768},
-                                {9, 64}, {133, 33}, {3, 200}, {0, 8},  {2, 1100}, {5, 1096}};
+                                {9, 64}, {133, 33}, {3, 200}, {0, 8},  {3, 1700}, {5, 1096}};
 constexpr Shape kLongRows[] = {{2, 4104},
                                {3, 8456}};  // where vectors of memory do not fit the registers either
 
