@@ -3,6 +3,64 @@
 #include "kernels/attention_forward.h"
 #include "kernels/check.h"
 
+#ifdef ISA_PLAIN
+namespace {
+
+// Returns D.
+int64_t check_heads(const ArgumentCheck& check, const Tensor& qkv, const AttentionShape& shape) {
+    const int64_t h = shape.num_heads, k = shape.num_kv_heads;
+    check.that(k > 0 && h > 0 && h % k == 0, "shape.num_heads", "a multiple of num_kv_heads", h);
+    check.that(shape.window >= 0, "shape.window", "0 or more", shape.window);
+    const int64_t dim = qkv.dims[1] / (h + 2 * k);
+    check.that(dim > 0 && dim % 8 == 0 && dim <= 256, "head_dim", "a multiple of 8 up to 256", dim);
+    check.floats("qkv", qkv, {-1, (h + 2 * k) * dim});
+    return dim;
+}
+
+void check_training(const ArgumentCheck& check, const Tensor& out, const Tensor& lse, const Tensor& qkv,
+                    const Tensor& cu_seqlens, const AttentionShape& shape) {
+    const int64_t h = shape.num_heads, dim = check_heads(check, qkv, shape);
+    const int64_t n = qkv.dims[0];
+    check.tensor("out", out, qkv.dtype, {n, h * dim});
+    check.tensor("lse", lse, DType::f32, {h, n});
+    check.tensor("cu_seqlens", cu_seqlens, DType::i32, {-1});
+    const int64_t documents = cu_seqlens.dims[0] - 1;
+    check.that(documents >= 0, "cu_seqlens", "at least one number", documents + 1);
+    if (check.device != Device::cpu) return;  // the numbers are not the host's to read
+    const int32_t* bounds = cu_seqlens.as<int32_t>();
+    check.that(bounds[0] == 0, "cu_seqlens[0]", "0", bounds[0]);
+    check.that(bounds[documents] == n, "cu_seqlens[S]", "the number of tokens", bounds[documents]);
+    for (int64_t d = 0; d < documents; ++d) {
+        check.that(bounds[d] <= bounds[d + 1], "cu_seqlens", "ascending numbers", bounds[d + 1]);
+    }
+}
+
+}  // namespace
+
+void check_attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
+                             const AttentionShape& shape) {
+    check_training({"attention_forward", qkv.device}, out, lse, qkv, cu_seqlens, shape);
+}
+
+void check_attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
+                              const AttentionShape& shape) {
+    const ArgumentCheck check{"attention_backward", qkv.device};
+    check_training(check, out, lse, qkv, cu_seqlens, shape);
+    check.like("dqkv", dqkv, qkv);
+    check.like("dout", dout, out);
+}
+
+void check_attention_cached(Tensor out, Tensor qkv, Tensor k_cache, Tensor v_cache, int64_t past,
+                            const AttentionShape& shape) {
+    const ArgumentCheck check{"attention_cached", qkv.device};
+    const int64_t dim = check_heads(check, qkv, shape), n = qkv.dims[0];
+    check.tensor("out", out, qkv.dtype, {n, shape.num_heads * dim});
+    check.tensor("k_cache", k_cache, qkv.dtype, {-1, shape.num_kv_heads * dim});
+    check.like("v_cache", v_cache, k_cache);
+    check.that(past >= 0 && past + n <= k_cache.dims[0], "past", "past + n rows in the cache", past);
+}
+#endif
+
 namespace ISA_NAMESPACE {
 namespace {
 
@@ -53,7 +111,7 @@ void forward(const Tensor& out, const Tensor& lse, const Tensor& qkv, const Tens
 
 void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, const AttentionShape& shape,
                        MatmulMath math, Stream) {
-    check_attention("attention_forward", out, lse, qkv, cu_seqlens, shape);
+    check_attention_forward(out, lse, qkv, cu_seqlens, shape);
     if (qkv.dims[0] == 0) return;
     if (qkv.dtype == DType::bf16) return forward<Bfloat16, bf16>(out, lse, qkv, cu_seqlens, shape);
     if (math == MatmulMath::bf16) return forward<Bfloat16, float>(out, lse, qkv, cu_seqlens, shape);
@@ -62,7 +120,7 @@ void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, co
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, attention_forward,
+DEVICE_ENTRY(qkv.device, void, attention_forward,
              (Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, const AttentionShape& shape,
               MatmulMath math, Stream stream),
              (out, lse, qkv, cu_seqlens, shape, math, stream))

@@ -7,11 +7,14 @@
 //   out         out  [N, H*D]  f32|bf16
 //   lse         out  [H, N]    f32, natural log, kept for backward
 //   qkv         in   [N, (H+2K)*D]  same dtype as out, after RoPE
-//   cu_seqlens  in   [S+1]     i32: 0 first, ascending, N last
+//   cu_seqlens  in   [S+1]     i32: 0 first, ascending, N last; equal neighbours (an empty document) may be
+//                              anywhere, as padding of a fixed S
 //
 // window 0: unlimited. D: any multiple of 8 up to 256. bf16 tensors always multiply in bf16; MatmulMath::bf16
 // rounds f32 operands (and, as for bf16 tensors, P and dS) to bf16. Sums, softmax and lse are f32. A token's
-// result depends on its own document only: same bits alone or packed, for any number of threads.
+// result depends on its own document only: same bits alone or packed, for any number of threads. On a GPU
+// too; there cu_seqlens is read by the kernels alone, so a captured graph may be replayed with other
+// documents.
 #pragma once
 #include "core/tensor.h"
 #include "kernels/matmul.h"  // MatmulMath
@@ -29,7 +32,7 @@ void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, co
 //   dqkv        out  [N, (H+2K)*D], set        dout, out  in  [N, H*D]
 //   scratch     attention_backward_scratch_bytes(...), for the present threads and instruction set: ask after
 //               set_num_threads and set_isa. Per thread 4 rows of D floats a token of the longest document;
-//               with grouped queries also 2*N*H*D floats.
+//               with grouped queries also 2*N*H*D floats. On a GPU N*H floats.
 int64_t attention_backward_scratch_bytes(int64_t num_tokens, int64_t max_seqlen, int64_t head_dim,
                                          const AttentionShape& shape, Device device = Device::cpu);
 void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
@@ -39,3 +42,11 @@ void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor
 // their keys and values.   out [n, H*D]   qkv [n, (H+2K)*D] (queries are read)   k_cache, v_cache [maxT, K*D]
 void attention_cached(Tensor out, Tensor qkv, Tensor k_cache, Tensor v_cache, int64_t past,
                       const AttentionShape& shape, Stream stream = {});
+
+// Both backends'; each throws InternalError. What only the device can read is not checked.
+void check_attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
+                             const AttentionShape& shape);
+void check_attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
+                              const AttentionShape& shape);  // but for scratch
+void check_attention_cached(Tensor out, Tensor qkv, Tensor k_cache, Tensor v_cache, int64_t past,
+                            const AttentionShape& shape);

@@ -9,6 +9,7 @@
 
 #include "core/threads.h"
 #include "kernels/attention_tiles.h"
+#include "kernels/check.h"
 
 namespace ISA_NAMESPACE {
 namespace {
@@ -333,10 +334,7 @@ int64_t attention_backward_scratch_bytes(int64_t num_tokens, int64_t max_seqlen,
 
 void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
                         const AttentionShape& shape, MatmulMath math, Tensor scratch, Stream) {
-    check_attention("attention_backward", out, lse, qkv, cu_seqlens, shape);
-    const ArgumentCheck check{"attention_backward", Device::cpu};
-    check.like("dqkv", dqkv, qkv);
-    check.like("dout", dout, out);
+    check_attention_backward(dqkv, dout, out, lse, qkv, cu_seqlens, shape);
     if (qkv.dims[0] == 0) return;
     int64_t max_length = 0;
     const int32_t* bounds = cu_seqlens.as<int32_t>();
@@ -344,6 +342,7 @@ void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor
         max_length = larger(max_length, bounds[d + 1] - bounds[d]);
     }
     const int64_t dim = out.dims[1] / shape.num_heads;
+    const ArgumentCheck check{"attention_backward", Device::cpu};
     check.scratch(scratch, ISA_NAMESPACE::attention_backward_scratch_bytes(qkv.dims[0], max_length, dim,
                                                                            shape, Device::cpu));
     const BackwardProblem problem = problem_of(qkv.dims[0], max_length, dim, shape);
@@ -358,11 +357,11 @@ void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(int64_t, attention_backward_scratch_bytes,
+DEVICE_ENTRY(device, int64_t, attention_backward_scratch_bytes,
              (int64_t num_tokens, int64_t max_seqlen, int64_t head_dim, const AttentionShape& shape,
               Device device),
              (num_tokens, max_seqlen, head_dim, shape, device))
-KERNEL_ENTRY(void, attention_backward,
+DEVICE_ENTRY(qkv.device, void, attention_backward,
              (Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
               const AttentionShape& shape, MatmulMath math, Tensor scratch, Stream stream),
              (dqkv, dout, out, lse, qkv, cu_seqlens, shape, math, scratch, stream))

@@ -145,19 +145,14 @@ void cached(const Tensor& out, const Tensor& qkv, const Tensor& k_cache, const T
 
 void attention_cached(Tensor out, Tensor qkv, Tensor k_cache, Tensor v_cache, int64_t past,
                       const AttentionShape& shape, Stream) {
-    const ArgumentCheck check{"attention_cached", Device::cpu};
-    const int64_t dim = check_heads(check, qkv, shape), n = qkv.dims[0];
-    check.tensor("out", out, qkv.dtype, {n, shape.num_heads * dim});
-    check.tensor("k_cache", k_cache, qkv.dtype, {-1, shape.num_kv_heads * dim});
-    check.like("v_cache", v_cache, k_cache);
-    check.that(past >= 0 && past + n <= k_cache.dims[0], "past", "past + n rows in the cache", past);
+    check_attention_cached(out, qkv, k_cache, v_cache, past, shape);
     if (qkv.dtype == DType::bf16) return cached<Bfloat16, bf16>(out, qkv, k_cache, v_cache, past, shape);
     cached<Float32, float>(out, qkv, k_cache, v_cache, past, shape);
 }
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, attention_cached,
+DEVICE_ENTRY(qkv.device, void, attention_cached,
              (Tensor out, Tensor qkv, Tensor k_cache, Tensor v_cache, int64_t past,
               const AttentionShape& shape, Stream stream),
              (out, qkv, k_cache, v_cache, past, shape, stream))

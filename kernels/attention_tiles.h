@@ -7,7 +7,6 @@
 
 #include "core/tensor.h"
 #include "kernels/attention.h"
-#include "kernels/check.h"
 #include "kernels/simd.h"
 
 namespace ISA_NAMESPACE {
@@ -289,34 +288,6 @@ struct Workspace {
         return start;
     }
 };
-
-// Returns D.
-inline int64_t check_heads(const ArgumentCheck& check, const Tensor& qkv, const AttentionShape& shape) {
-    const int64_t h = shape.num_heads, k = shape.num_kv_heads;
-    check.that(k > 0 && h > 0 && h % k == 0, "shape.num_heads", "a multiple of num_kv_heads", h);
-    check.that(shape.window >= 0, "shape.window", "0 or more", shape.window);
-    const int64_t dim = qkv.dims[1] / (h + 2 * k);
-    check.that(dim > 0 && dim % 8 == 0 && dim <= 256, "head_dim", "a multiple of 8 up to 256", dim);
-    check.floats("qkv", qkv, {-1, (h + 2 * k) * dim});
-    return dim;
-}
-inline void check_attention(const char* op, const Tensor& out, const Tensor& lse, const Tensor& qkv,
-                            const Tensor& cu_seqlens, const AttentionShape& shape) {
-    const ArgumentCheck check{op, Device::cpu};
-    const int64_t h = shape.num_heads, dim = check_heads(check, qkv, shape);
-    const int64_t n = qkv.dims[0];
-    check.tensor("out", out, qkv.dtype, {n, h * dim});
-    check.tensor("lse", lse, DType::f32, {h, n});
-    check.tensor("cu_seqlens", cu_seqlens, DType::i32, {-1});
-    const int64_t documents = cu_seqlens.dims[0] - 1;
-    const int32_t* bounds = cu_seqlens.as<int32_t>();
-    check.that(documents >= 0, "cu_seqlens", "at least one number", documents + 1);
-    check.that(bounds[0] == 0, "cu_seqlens[0]", "0", bounds[0]);
-    check.that(bounds[documents] == n, "cu_seqlens[S]", "the number of tokens", bounds[documents]);
-    for (int64_t d = 0; d < documents; ++d) {
-        check.that(bounds[d] <= bounds[d + 1], "cu_seqlens", "ascending numbers", bounds[d + 1]);
-    }
-}
 
 inline float softmax_scale(const AttentionShape& shape, int64_t head_dim) {
     return shape.scale != 0 ? shape.scale : 1.0f / std::sqrt(static_cast<float>(head_dim));

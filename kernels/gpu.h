@@ -43,6 +43,16 @@
 #define DYN_SHARED(type, name) type* const name = static_cast<type*>(simt::dynamic_shared())
 #endif
 
+// Before a loop whose counts are constants and whose arrays must stay in registers.
+#if defined(__CUDACC__)
+#define UNROLL _Pragma("unroll")
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL_BY(count) PRAGMA(unroll count)
+#else
+#define UNROLL
+#define UNROLL_BY(count)
+#endif
+
 namespace GPU_NAMESPACE {
 
 #if defined(__CUDACC__)
@@ -193,6 +203,17 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
     return packed;
 #else
     return uint32_t{to_bf16(high).bits} << 16 | to_bf16(low).bits;
+#endif
+}
+
+// 2^x to 2 ulp; 0 where that is below 2^-126, and for -infinity.
+__device__ inline float exp2_approx(float x) {
+#if defined(__CUDA_ARCH__)
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return exp2f(x);
 #endif
 }
 
