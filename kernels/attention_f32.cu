@@ -1,0 +1,402 @@
+// Attention with exact f32 products (MatmulMath::f32), forward and backward: the formulas and the ownership
+// of attention.cu and attention_backward.cu, by FMAs. FLOPs: 4 D (forward) and 14 D (backward) for each pair
+// of a query and a key in tiles that hold any that is seen. Bound by FMAs: a thread does 64 of them for 8
+// loads of 16 bytes from shared memory. Not measured yet on a GPU.
+//
+// The block's threads stand in a square of 16 x 16. All tiles have kTile rows; scores are [kTile][kTile] and
+// pass through shared memory to become weights of the next product.
+#include "kernels/attention_documents.h"
+
+namespace GPU_NAMESPACE {
+namespace {
+
+constexpr int kSide = 16, kThreads = kSide * kSide;
+
+// kDim: the head size or more; columns beyond it are zeros. Tiles hold 4,096 numbers: three or four of them
+// and the weights take at most 88 KiB, and the sums 16 or 32 registers a thread.
+template <int kSize>
+struct F32Tiles {
+    static constexpr int kDim = kSize, kTile = 4096 / kDim;
+    static constexpr int kRows = kTile / kSide;    // of a thread: ty + 16 i (or kRows ty + i)
+    static constexpr int kColumns = kDim / kSide;  // of a thread: 4 tx + 64 (c / 4) + c % 4
+    static constexpr int kStride = kDim + 4;       // 16 rows of a column in different banks
+    static constexpr int kWeights = kTile % 32 == 0 ? kTile + 16 : kTile;  // a warp's two rows: likewise
+    static constexpr int64_t smem_bytes(int tiles) {
+        return int64_t{4} * kTile * (tiles * kStride + kWeights);
+    }
+    using Scores = float[kRows][kRows];  // [i][j]: row ty + 16 i, column tx + 16 j
+    using Sums = float[kRows][kColumns];
+};
+
+template <class Run>
+void with_f32_tiles(int dim, Run&& run) {
+    if (dim <= 64) return run(F32Tiles<64>{});
+    if (dim <= 128) return run(F32Tiles<128>{});
+    run(F32Tiles<256>{});
+}
+
+__device__ inline int thread_x() { return threadIdx.x % kSide; }
+__device__ inline int thread_y() { return threadIdx.x / kSide; }
+
+// kTile rows; those from `count` on and columns from `dim` on are zeros.
+template <class Tiles>
+__device__ void stage_rows(float* tile, const float* rows, int64_t stride, int count, int dim, bool aligned) {
+    constexpr int kChunks = Tiles::kDim / 4;
+    for (int i = threadIdx.x; i < Tiles::kTile * kChunks; i += kThreads) {
+        const int row = i / kChunks, column = i % kChunks * 4;
+        const bool inside = row < count && column < dim;
+        float* const to = tile + row * Tiles::kStride + column;
+        const float* const from = rows + row * stride + column;
+        if (aligned) {
+            cp_async16(to, from, inside);
+        } else {
+            for (int j = 0; j < 4; ++j) to[j] = inside ? from[j] : 0.0f;
+        }
+    }
+}
+
+// scores = A B^T.
+template <class Tiles>
+__device__ void multiply_rows(typename Tiles::Scores& scores, const float* a, const float* b) {
+    constexpr int kRows = Tiles::kRows;
+    a += thread_y() * Tiles::kStride;
+    b += thread_x() * Tiles::kStride;
+    UNROLL
+    for (int i = 0; i < kRows; ++i) {
+        UNROLL
+        for (int j = 0; j < kRows; ++j) scores[i][j] = 0;
+    }
+    UNROLL_BY(1)  // 64 FMAs are enough, and registers few
+    for (int k = 0; k < Tiles::kDim; k += 4) {
+        Pack<float> left[kRows], right[kRows];
+        UNROLL
+        for (int i = 0; i < kRows; ++i) {
+            left[i] = load128(a + i * kSide * Tiles::kStride + k);
+            right[i] = load128(b + i * kSide * Tiles::kStride + k);
+        }
+        UNROLL
+        for (int i = 0; i < kRows; ++i) {
+            UNROLL
+            for (int j = 0; j < kRows; ++j) {
+                UNROLL
+                for (int x = 0; x < 4; ++x) scores[i][j] = fmaf(left[i][x], right[j][x], scores[i][j]);
+            }
+        }
+    }
+}
+
+// sums += W B, or (transposed) W^T B, whose thread's rows then are neighbours.
+template <class Tiles, bool kTransposed>
+__device__ void add_weighted_rows(typename Tiles::Sums& sums, const float* weights, const float* b) {
+    constexpr int kRows = Tiles::kRows;
+    weights += kTransposed ? thread_y() * kRows : thread_y() * Tiles::kWeights;
+    b += thread_x() * 4;
+    UNROLL_BY(1)
+    for (int k = 0; k < Tiles::kTile; k += 4) {
+        float weight[kRows][4];
+        UNROLL
+        for (int i = 0; i < kRows; ++i) {
+            if constexpr (kTransposed) {
+                UNROLL
+                for (int x = 0; x < 4; ++x) weight[i][x] = weights[(k + x) * Tiles::kWeights + i];
+            } else {
+                const Pack<float> four = load128(weights + i * kSide * Tiles::kWeights + k);
+                UNROLL
+                for (int x = 0; x < 4; ++x) weight[i][x] = four[x];
+            }
+        }
+        UNROLL
+        for (int x = 0; x < 4; ++x) {
+            UNROLL
+            for (int c = 0; c < Tiles::kColumns; c += 4) {
+                const Pack<float> row = load128(b + (k + x) * Tiles::kStride + c * kSide);
+                UNROLL
+                for (int i = 0; i < kRows; ++i) {
+                    UNROLL
+                    for (int y = 0; y < 4; ++y) {
+                        sums[i][c + y] = fmaf(weight[i][x], row[y], sums[i][c + y]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <class Tiles>
+__device__ void store_weights(float* weights, const typename Tiles::Scores& scores) {
+    UNROLL
+    for (int i = 0; i < Tiles::kRows; ++i) {
+        UNROLL
+        for (int j = 0; j < Tiles::kRows; ++j) {
+            weights[(thread_y() + i * kSide) * Tiles::kWeights + thread_x() + j * kSide] = scores[i][j];
+        }
+    }
+}
+
+// The thread's part of the rows from `rows` on, of which `count` exist.
+template <class Tiles, bool kTransposed>
+__device__ void store_sums(float* rows, int64_t stride, const typename Tiles::Sums& sums, float factor,
+                           int count, int dim) {
+    UNROLL
+    for (int i = 0; i < Tiles::kRows; ++i) {
+        const int row = kTransposed ? thread_y() * Tiles::kRows + i : thread_y() + i * kSide;
+        UNROLL
+        for (int c = 0; c < Tiles::kColumns; ++c) {
+            const int column = thread_x() * 4 + c / 4 * 64 + c % 4;
+            if (row < count && column < dim) rows[row * stride + column] = sums[i][c] * factor;
+        }
+    }
+}
+
+// Over the 16 threads that share a row.
+__device__ inline float row_max(float x) {
+    for (int lanes = kSide / 2; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
+    return x;
+}
+__device__ inline float row_sum(float x) {
+    for (int lanes = kSide / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
+    return x;
+}
+
+// ---- forward ----
+
+template <class Tiles>
+__global__ void __launch_bounds__(kThreads, 2)
+    attention_forward_f32_kernel(const AttentionProblem<float> problem, float* out, float* lse) {
+    wait_for_previous();
+    let_next_start();
+    constexpr int kTile = Tiles::kTile, kRows = Tiles::kRows;
+    DYN_SHARED(float, q_tile);
+    float* const k_tile = q_tile + kTile * Tiles::kStride;
+    float* const v_tile = k_tile + kTile * Tiles::kStride;
+    float* const weights = v_tile + kTile * Tiles::kStride;
+    const int head = blockIdx.y, kv_head = head / problem.group;
+    const float scale_log2 = problem.scale_log2();
+
+    OwnedTiles<kTile, float> tiles(problem, gridDim.x - 1 - blockIdx.x);
+    for (DocumentTile tile; tiles.next(tile);) {
+        const int rows = min(kTile, tile.length - tile.first);
+        const int first_query = problem.past + tile.first, end_key = first_query + rows;
+        const int64_t first_token = tile.begin + tile.first;
+        const int64_t kv_at = tile.begin * problem.kv_stride + kv_head * problem.dim;
+        __syncthreads();  // everyone is through with the tile before
+        stage_rows<Tiles>(q_tile, problem.q + first_token * problem.q_stride + head * problem.dim,
+                          problem.q_stride, rows, problem.dim, problem.aligned);
+        typename Tiles::Sums sums = {};
+        float peak[kRows], total[kRows];
+        UNROLL
+        for (int i = 0; i < kRows; ++i) {
+            peak[i] = -INFINITY;
+            total[i] = 0;
+        }
+        const int begin_key = problem.visibility.first_key(first_query) / kTile * kTile;
+        for (int key = begin_key; key < end_key; key += kTile) {
+            __syncthreads();  // the keys before are done with
+            const int64_t at = kv_at + key * problem.kv_stride;
+            stage_rows<Tiles>(k_tile, problem.k + at, problem.kv_stride, end_key - key, problem.dim,
+                              problem.aligned);
+            stage_rows<Tiles>(v_tile, problem.v + at, problem.kv_stride, end_key - key, problem.dim,
+                              problem.aligned);
+            cp_async_commit();
+            cp_async_wait<0>();
+            __syncthreads();
+            typename Tiles::Scores scores;
+            multiply_rows<Tiles>(scores, q_tile, k_tile);
+            UNROLL
+            for (int i = 0; i < kRows; ++i) {
+                float largest = -INFINITY;
+                UNROLL
+                for (int j = 0; j < kRows; ++j) {
+                    const bool seen = problem.visibility.sees(first_query + thread_y() + i * kSide,
+                                                              key + thread_x() + j * kSide);
+                    if (!seen) scores[i][j] = -INFINITY;
+                    largest = fmaxf(largest, scores[i][j]);
+                }
+                largest = fmaxf(peak[i], row_max(largest));
+                // Nothing seen yet: any finite offset keeps 2^-infinity at zero.
+                const float offset = largest == -INFINITY ? 0.0f : largest * scale_log2;
+                const float decay = exp2_approx(fmaf(peak[i], scale_log2, -offset));
+                peak[i] = largest;
+                total[i] *= decay;
+                UNROLL
+                for (int j = 0; j < kRows; ++j) {
+                    scores[i][j] = exp2_approx(fmaf(scores[i][j], scale_log2, -offset));
+                    total[i] += scores[i][j];
+                }
+                UNROLL
+                for (int c = 0; c < Tiles::kColumns; ++c) sums[i][c] *= decay;
+            }
+            store_weights<Tiles>(weights, scores);
+            __syncwarp();  // a row's weights stay among 16 lanes of a warp
+            add_weighted_rows<Tiles, false>(sums, weights, v_tile);
+        }
+        UNROLL
+        for (int i = 0; i < kRows; ++i) {
+            const float sum = row_sum(total[i]);
+            UNROLL
+            for (int c = 0; c < Tiles::kColumns; ++c) sums[i][c] *= 1.0f / sum;
+            const int row = thread_y() + i * kSide;
+            if (lse != nullptr && row < rows && thread_x() == 0) {
+                lse[int64_t{head} * problem.num_tokens + first_token + row] =
+                    peak[i] * problem.scale + logf(sum);
+            }
+        }
+        store_sums<Tiles, false>(out + first_token * problem.out_stride() + head * problem.dim,
+                                 problem.out_stride(), sums, 1.0f, rows, problem.dim);
+    }
+}
+
+}  // namespace
+
+void forward_in_f32(const AttentionProblem<float>& problem, float* out, float* lse, Stream stream) {
+    with_f32_tiles(problem.dim, [&](auto tiles) {
+        using Tiles = decltype(tiles);
+        const dim3 blocks(num_ranges(problem.num_tokens, Tiles::kTile),
+                          static_cast<unsigned>(problem.num_heads));
+        launch(attention_forward_f32_kernel<Tiles>, blocks, kThreads, Tiles::smem_bytes(3), stream, problem,
+               out, lse);
+    });
+}
+
+// ---- backward ----
+
+namespace {
+
+// scores to P and gradients to dS. Rows are queries first_query..., of which those before end_query exist; at
+// first_query lie `lse` and `delta`.
+template <class Tiles>
+__device__ void score_gradients(typename Tiles::Scores& scores, typename Tiles::Scores& gradients,
+                                const float* lse, const float* delta, int first_query, int end_query,
+                                int first_key, const AttentionProblem<float>& problem) {
+    UNROLL
+    for (int i = 0; i < Tiles::kRows; ++i) {
+        const int row = thread_y() + i * kSide;
+        // Of queries that do not exist, Q and dO are zero: any finite numbers will do.
+        const bool exists = first_query + row < end_query;
+        const float row_lse = exists ? lse[row] * kLog2E : 0.0f, row_delta = exists ? delta[row] : 0.0f;
+        UNROLL
+        for (int j = 0; j < Tiles::kRows; ++j) {
+            const bool seen = problem.visibility.sees(first_query + row, first_key + thread_x() + j * kSide);
+            const float p = seen ? exp2_approx(fmaf(scores[i][j], problem.scale_log2(), -row_lse)) : 0.0f;
+            scores[i][j] = p;
+            gradients[i][j] = p * (gradients[i][j] - row_delta);
+        }
+    }
+}
+
+template <class Tiles>
+__global__ void __launch_bounds__(kThreads, 2)
+    attention_dq_f32_kernel(const AttentionProblem<float> problem, const BackwardTensors<float> tensors) {
+    wait_for_previous();
+    let_next_start();
+    constexpr int kTile = Tiles::kTile, kNumbers = kTile * Tiles::kStride;
+    DYN_SHARED(float, q_tile);
+    float *const dout_tile = q_tile + kNumbers, *const k_tile = dout_tile + kNumbers;
+    float *const v_tile = k_tile + kNumbers, *const weights = v_tile + kNumbers;
+    const int head = blockIdx.y, kv_head = head / problem.group;
+
+    OwnedTiles<kTile, float> tiles(problem, gridDim.x - 1 - blockIdx.x);
+    for (DocumentTile tile; tiles.next(tile);) {
+        const int first_query = tile.first, rows = min(kTile, tile.length - first_query);
+        const int end_key = first_query + rows;
+        const int64_t first_token = tile.begin + first_query;
+        const int64_t q_at = first_token * problem.q_stride + head * problem.dim;
+        const int64_t kv_at = tile.begin * problem.kv_stride + kv_head * problem.dim;
+        const int64_t lse_at = int64_t{head} * problem.num_tokens + first_token;
+        __syncthreads();  // everyone is through with the tile before
+        stage_rows<Tiles>(q_tile, problem.q + q_at, problem.q_stride, rows, problem.dim, problem.aligned);
+        stage_rows<Tiles>(dout_tile, tensors.dout + first_token * problem.out_stride() + head * problem.dim,
+                          problem.out_stride(), rows, problem.dim, problem.aligned);
+        typename Tiles::Sums dq = {};
+        const int begin_key = problem.visibility.first_key(first_query) / kTile * kTile;
+        for (int key = begin_key; key < end_key; key += kTile) {
+            __syncthreads();  // the keys before are done with
+            const int64_t at = kv_at + key * problem.kv_stride;
+            stage_rows<Tiles>(k_tile, problem.k + at, problem.kv_stride, end_key - key, problem.dim,
+                              problem.aligned);
+            stage_rows<Tiles>(v_tile, problem.v + at, problem.kv_stride, end_key - key, problem.dim,
+                              problem.aligned);
+            cp_async_commit();
+            cp_async_wait<0>();
+            __syncthreads();
+            typename Tiles::Scores scores, gradients;
+            multiply_rows<Tiles>(scores, q_tile, k_tile);
+            multiply_rows<Tiles>(gradients, dout_tile, v_tile);
+            score_gradients<Tiles>(scores, gradients, tensors.lse + lse_at, tensors.delta + lse_at,
+                                   first_query, end_key, key, problem);
+            store_weights<Tiles>(weights, gradients);
+            __syncwarp();  // a row's weights stay among 16 lanes of a warp
+            add_weighted_rows<Tiles, false>(dq, weights, k_tile);
+        }
+        store_sums<Tiles, false>(tensors.dq + q_at, problem.q_stride, dq, problem.scale, rows, problem.dim);
+    }
+}
+
+template <class Tiles>
+__global__ void __launch_bounds__(kThreads, Tiles::kDim == 64 ? 1 : 2)
+    attention_dkv_f32_kernel(const AttentionProblem<float> problem, const BackwardTensors<float> tensors) {
+    wait_for_previous();
+    let_next_start();
+    constexpr int kTile = Tiles::kTile, kNumbers = kTile * Tiles::kStride;
+    DYN_SHARED(float, k_tile);
+    float *const v_tile = k_tile + kNumbers, *const q_tile = v_tile + kNumbers;
+    float *const dout_tile = q_tile + kNumbers, *const weights = dout_tile + kNumbers;
+    const int kv_head = blockIdx.y;
+
+    OwnedTiles<kTile, float> tiles(problem, blockIdx.x);
+    for (DocumentTile tile; tiles.next(tile);) {
+        const int first_key = tile.first, rows = min(kTile, tile.length - first_key);
+        const int end_query = problem.visibility.end_query(first_key + rows - 1, tile.length);
+        const int64_t kv_at = (int64_t{tile.begin} + first_key) * problem.kv_stride + kv_head * problem.dim;
+        __syncthreads();  // everyone is through with the tile before
+        stage_rows<Tiles>(k_tile, problem.k + kv_at, problem.kv_stride, rows, problem.dim, problem.aligned);
+        stage_rows<Tiles>(v_tile, problem.v + kv_at, problem.kv_stride, rows, problem.dim, problem.aligned);
+        typename Tiles::Sums dk = {}, dv = {};
+        for (int head = kv_head * problem.group; head < (kv_head + 1) * problem.group; ++head) {
+            for (int query = first_key; query < end_query; query += kTile) {
+                const int64_t token = tile.begin + query;
+                const int64_t lse_at = int64_t{head} * problem.num_tokens + token;
+                __syncthreads();  // the queries before are done with
+                stage_rows<Tiles>(q_tile, problem.q + token * problem.q_stride + head * problem.dim,
+                                  problem.q_stride, end_query - query, problem.dim, problem.aligned);
+                stage_rows<Tiles>(dout_tile, tensors.dout + token * problem.out_stride() + head * problem.dim,
+                                  problem.out_stride(), end_query - query, problem.dim, problem.aligned);
+                cp_async_commit();
+                cp_async_wait<0>();
+                __syncthreads();
+                typename Tiles::Scores scores, gradients;
+                multiply_rows<Tiles>(scores, q_tile, k_tile);
+                multiply_rows<Tiles>(gradients, dout_tile, v_tile);
+                score_gradients<Tiles>(scores, gradients, tensors.lse + lse_at, tensors.delta + lse_at, query,
+                                       end_query, first_key, problem);
+                store_weights<Tiles>(weights, scores);
+                __syncthreads();
+                add_weighted_rows<Tiles, true>(dv, weights, dout_tile);
+                __syncthreads();  // P is done with
+                store_weights<Tiles>(weights, gradients);
+                __syncthreads();
+                add_weighted_rows<Tiles, true>(dk, weights, q_tile);
+            }
+        }
+        store_sums<Tiles, true>(tensors.dk + kv_at, problem.kv_stride, dk, problem.scale, rows, problem.dim);
+        store_sums<Tiles, true>(tensors.dv + kv_at, problem.kv_stride, dv, 1.0f, rows, problem.dim);
+    }
+}
+
+}  // namespace
+
+void backward_in_f32(const AttentionProblem<float>& problem, const BackwardTensors<float>& tensors,
+                     Stream stream) {
+    with_f32_tiles(problem.dim, [&](auto size) {
+        using Tiles = decltype(size);
+        const unsigned tiles = num_ranges(problem.num_tokens, Tiles::kTile);
+        const unsigned heads = static_cast<unsigned>(problem.num_heads),
+                       kv_heads = static_cast<unsigned>(problem.num_heads / problem.group);
+        launch(attention_dkv_f32_kernel<Tiles>, dim3(tiles, kv_heads), kThreads, Tiles::smem_bytes(4), stream,
+               problem, tensors);
+        launch(attention_dq_f32_kernel<Tiles>, dim3(tiles, heads), kThreads, Tiles::smem_bytes(4), stream,
+               problem, tensors);
+    });
+}
+
+}  // namespace GPU_NAMESPACE
