@@ -54,7 +54,9 @@ GENCODE   ?= -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=comp
 COMPILE_CUDA := $(NVCC) -std=c++20 -O3 -I. --expt-relaxed-constexpr -lineinfo -Werror all-warnings $(GENCODE) \
                 -Xcompiler "$(WARNINGS) -Wno-unused-parameter -pthread"
 endif
-SIMT_DIALECT := -isystem kernels/simt/include -fno-strict-aliasing
+# fmaf must be an instruction, or it is a quarter of the emulator's time: the machine that builds is the one that emulates.
+SIMT_DIALECT := -isystem kernels/simt/include -fno-strict-aliasing \
+                $(if $(shell grep -m1 -w fma /proc/cpuinfo),-march=x86-64-v3)
 CUDA_SOURCES := core/device_runtime.cu $(wildcard kernels/*.cu)
 $(BUILD)/simt/%.o: %.cu
 	@mkdir -p $(@D)

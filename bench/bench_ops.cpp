@@ -260,16 +260,16 @@ void add_head() {
     for (DType dtype : {DType::f32, DType::bf16}) {  // bound by its products: see ms, not bytes
         add(cat({"cross_entropy/", dtype_name(dtype)}), [=](Tensors& t) {
             constexpr int64_t kRows = 256;
-            static const float kScale = 1e-3f;
             const Tensor hidden = t.make(dtype, kRows, kChannels), dhidden = t.make(dtype, kRows, kChannels);
             const Tensor weight = t.make(dtype, kVocab, kChannels),
                          dweight = t.make(DType::f32, kVocab, kChannels);
             const Tensor losses = t.make(DType::f32, kRows), targets = t.ids(kRows, kVocab);
+            const Tensor dloss_scale = t.make(DType::f32, 1);
             const Tensor scratch = t.bytes(cross_entropy_scratch_bytes(kRows, kVocab, dtype));
             const MatmulMath math = dtype == DType::f32 ? MatmulMath::f32 : MatmulMath::bf16;
             return Work{[=] {
-                            cross_entropy(losses, dhidden, dweight, hidden, weight, targets,
-                                          tensor_of(&kScale, 1), false, math, scratch);
+                            cross_entropy(losses, dhidden, dweight, hidden, weight, targets, dloss_scale,
+                                          false, math, scratch);
                         },
                         2 * weight.bytes() + dweight.bytes() + 6 * scratch.bytes()};
         });

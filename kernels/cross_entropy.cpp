@@ -9,15 +9,9 @@
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
-// 256 rows amortise the pass over dweight ([V,C] f32, read and written per chunk: 64 FLOP per byte); a
-// vocabulary so large that 256 rows of logits pass 128 MiB gets fewer.
-constexpr int64_t kMaxRows = 256, kMinRows = 32, kMaxLogits = int64_t{32} << 20;
-
+#ifdef ISA_PLAIN
 void check_cross_entropy(Tensor losses, Tensor dhidden, Tensor dweight, Tensor hidden, Tensor weight,
-                         Tensor targets, Tensor scratch) {
+                         Tensor targets, Tensor dloss_scale, Tensor scratch) {
     const ArgumentCheck check{"cross_entropy", hidden.device};
     check.floats("hidden", hidden, {-1, -1});
     const int64_t num_rows = hidden.dims[0], vocab_size = weight.dims[0];
@@ -27,9 +21,18 @@ void check_cross_entropy(Tensor losses, Tensor dhidden, Tensor dweight, Tensor h
     if (!dhidden.absent() || !dweight.absent()) {
         check.like("dhidden", dhidden, hidden);
         check.tensor("dweight", dweight, DType::f32, {vocab_size, hidden.dims[1]});
+        check.tensor("dloss_scale", dloss_scale, DType::f32, {1});
     }
-    check.scratch(scratch, ::cross_entropy_scratch_bytes(num_rows, vocab_size, hidden.dtype, Device::cpu));
+    check.scratch(scratch, cross_entropy_scratch_bytes(num_rows, vocab_size, hidden.dtype, hidden.device));
 }
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
+
+// 256 rows amortise the pass over dweight ([V,C] f32, read and written per chunk: 64 FLOP per byte); a
+// vocabulary so large that 256 rows of logits pass 128 MiB gets fewer.
+constexpr int64_t kMaxRows = 256, kMinRows = 32, kMaxLogits = int64_t{32} << 20;
 
 // The largest logit; NaNs are passed over here and surface in the sum.
 float largest(const float* logits, int64_t vocab_size) {
@@ -74,18 +77,18 @@ int64_t cross_entropy_chunk_rows(int64_t num_rows, int64_t vocab_size, Device) {
 }
 
 int64_t cross_entropy_scratch_bytes(int64_t num_rows, int64_t vocab_size, DType, Device) {
-    return ISA_NAMESPACE::cross_entropy_chunk_rows(num_rows, vocab_size, Device::cpu) * vocab_size *
+    return ::cross_entropy_chunk_rows(num_rows, vocab_size, Device::cpu) * vocab_size *
            static_cast<int64_t>(sizeof(float));
 }
 
 void cross_entropy(Tensor losses, Tensor dhidden, Tensor dweight, Tensor hidden, Tensor weight,
                    Tensor targets, Tensor dloss_scale, bool accumulate, MatmulMath math, Tensor scratch,
                    Stream stream) {
-    check_cross_entropy(losses, dhidden, dweight, hidden, weight, targets, scratch);
+    check_cross_entropy(losses, dhidden, dweight, hidden, weight, targets, dloss_scale, scratch);
     const bool gradient = !dhidden.absent();
+    const float scale = gradient ? *dloss_scale.as<float>() : 0;
     const int64_t num_rows = hidden.dims[0], vocab_size = weight.dims[0];
-    const int64_t chunk_rows = ::cross_entropy_chunk_rows(num_rows, vocab_size);
-    const float scale = dloss_scale.absent() ? 0 : *dloss_scale.as<float>();
+    const int64_t chunk_rows = ::cross_entropy_chunk_rows(num_rows, vocab_size, Device::cpu);
     if (num_rows == 0 && gradient && !accumulate)
         std::memset(dweight.data, 0, static_cast<size_t>(dweight.bytes()));
 
@@ -113,12 +116,12 @@ void cross_entropy(Tensor losses, Tensor dhidden, Tensor dweight, Tensor hidden,
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(int64_t, cross_entropy_chunk_rows, (int64_t num_rows, int64_t vocab_size, Device device),
+DEVICE_ENTRY(device, int64_t, cross_entropy_chunk_rows, (int64_t num_rows, int64_t vocab_size, Device device),
              (num_rows, vocab_size, device))
-KERNEL_ENTRY(int64_t, cross_entropy_scratch_bytes,
+DEVICE_ENTRY(device, int64_t, cross_entropy_scratch_bytes,
              (int64_t num_rows, int64_t vocab_size, DType hidden_dtype, Device device),
              (num_rows, vocab_size, hidden_dtype, device))
-KERNEL_ENTRY(void, cross_entropy,
+DEVICE_ENTRY(hidden.device, void, cross_entropy,
              (Tensor losses, Tensor dhidden, Tensor dweight, Tensor hidden, Tensor weight, Tensor targets,
               Tensor dloss_scale, bool accumulate, MatmulMath math, Tensor scratch, Stream stream),
              (losses, dhidden, dweight, hidden, weight, targets, dloss_scale, accumulate, math, scratch,

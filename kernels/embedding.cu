@@ -75,12 +75,12 @@ __global__ void __launch_bounds__(kThreads)
         num_alike = others == 0 ? kWarp : __ffs(static_cast<int>(others)) - 1;
         for (int done = 0; done < num_alike; done += kDepth) {
             Elements<T, kPack> part[kDepth] = {};
-            UNROLLED for (int i = 0; i < kDepth; ++i) {
+            UNROLL for (int i = 0; i < kDepth; ++i) {
                 const int64_t token = __shfl_sync(kAllLanes, index, done + i);
                 if (has_channels && done + i < num_alike)
                     part[i] = load_streaming<kPack>(dout + token * channels + c);
             }
-            UNROLLED for (int i = 0; i < kDepth; ++i) {
+            UNROLL for (int i = 0; i < kDepth; ++i) {
                 if (done + i >= num_alike) break;
                 for (int k = 0; k < kPack; ++k) sum[k] += to_float(part[i][k]);
             }

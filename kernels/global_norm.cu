@@ -36,12 +36,12 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x; first < num_packs;
          first += kSteps * stride) {
         Elements<float, kPack> part[kSteps] = {};
-        UNROLLED for (int step = 0; step < kSteps; ++step) {
+        UNROLL for (int step = 0; step < kSteps; ++step) {
             const int64_t pack = first + step * stride;
             if (pack < num_packs) part[step] = load_streaming<kPack>(x + pack * kPack);
         }
-        UNROLLED for (int step = 0; step < kSteps; ++step) {
-            UNROLLED for (int k = 0; k < kPack; ++k) {
+        UNROLL for (int step = 0; step < kSteps; ++step) {
+            UNROLL for (int k = 0; k < kPack; ++k) {
                 const double value = part[step][k];
                 sum += value * value;
             }

@@ -66,7 +66,6 @@ constexpr uint32_t kAllLanes = 0xffffffffu;
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- starting kernels
-// ----------------------------------------------------------------------------------------------
 
 // The blocks of a grid, and where in the source it was asked for.
 struct Grid {
@@ -135,7 +134,6 @@ __device__ inline void let_next_start() {
 }
 
 // ---- 128 bits at a time
-// --------------------------------------------------------------------------------------------
 
 template <class T>
 struct alignas(16) Pack {
@@ -178,7 +176,6 @@ __device__ void store128_streaming(T* address, const Pack<T>& pack) {
 }
 
 // ---- bf16
-// ----------------------------------------------------------------------------------------------------------
 
 // T(x) for T = float or bf16, to nearest even.
 template <class T>
@@ -218,7 +215,6 @@ __device__ inline float exp2_approx(float x) {
 }
 
 // ---- reductions: one fixed order, all lanes (threads) get the same bits
-// --------------------------------------------
 
 __device__ inline float warp_sum(float x) {
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
@@ -256,7 +252,6 @@ __device__ float block_max(float x) {
 }
 
 // ---- asynchronous copies to shared memory (cp.async, sm_80)
-// --------------------------------------------------------
 
 // 16 bytes, both sides aligned; zeros where !valid (the source is not read then).
 __device__ inline void cp_async16(void* shared, const void* global, bool valid = true) {

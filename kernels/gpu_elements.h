@@ -3,13 +3,6 @@
 #pragma once
 #include "kernels/gpu.h"
 
-// Before a loop over an array that must stay in registers.
-#if defined(__CUDACC__)
-#define UNROLLED _Pragma("unroll")
-#else
-#define UNROLLED
-#endif
-
 namespace GPU_NAMESPACE {
 
 template <class T, int kCount>
@@ -97,18 +90,18 @@ template <int kCount>
 __device__ Floats<kCount> load_floats(const float* address) {
     constexpr int kStep = kCount < 4 ? kCount : 4;
     Floats<kCount> result;
-    UNROLLED for (int k = 0; k < kCount; k += kStep) {
+    UNROLL for (int k = 0; k < kCount; k += kStep) {
         const Elements<float, kStep> part = load_elements<kStep>(address + k);
-        UNROLLED for (int n = 0; n < kStep; ++n) result[k + n] = part[n];
+        UNROLL for (int n = 0; n < kStep; ++n) result[k + n] = part[n];
     }
     return result;
 }
 template <int kCount>
 __device__ void store_floats(float* address, const Floats<kCount>& x) {
     constexpr int kStep = kCount < 4 ? kCount : 4;
-    UNROLLED for (int k = 0; k < kCount; k += kStep) {
+    UNROLL for (int k = 0; k < kCount; k += kStep) {
         Elements<float, kStep> part;
-        UNROLLED for (int n = 0; n < kStep; ++n) part[n] = x[k + n];
+        UNROLL for (int n = 0; n < kStep; ++n) part[n] = x[k + n];
         store_elements(address + k, part);
     }
 }

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kNormThreads, 1)
     Floats<kPack> dw[kHeld] = {}, db[kHeld] = {};
     float next_mean = 0, next_rstd = 0;
     const auto fetch = [&](int64_t row) {
-        UNROLLED for (int i = 0; i < kHeld; ++i) {
+        UNROLL for (int i = 0; i < kHeld; ++i) {
             const int pack = i * num_threads + thread;
             if (pack >= num_packs) continue;
             next_x[i] = load_streaming<kPack>(x + row * channels + pack * kPack);
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kNormThreads, 1)
 
     for (int64_t row = begin; row < end; ++row) {
         Part x_held[kHeld], dy_held[kHeld], old[kHeld] = {};
-        UNROLLED for (int i = 0; i < kHeld; ++i) {
+        UNROLL for (int i = 0; i < kHeld; ++i) {
             x_held[i] = next_x[i];
             dy_held[i] = next_dy[i];
         }
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kNormThreads, 1)
         if (row + 1 < end) fetch(row + 1);
         const int64_t at = row * channels;
         if (accumulate_dx) {
-            UNROLLED for (int i = 0; i < kHeld; ++i) {
+            UNROLL for (int i = 0; i < kHeld; ++i) {
                 const int pack = i * num_threads + thread;
                 if (pack < num_packs) old[i] = load_elements<kPack>(dx + at + pack * kPack);
             }
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kNormThreads, 1)
                 sum_g_xhat += g * ((to_float(x_part[k]) - m) * r);
             }
         };
-        UNROLLED for (int i = 0; i < kHeld; ++i) {
+        UNROLL for (int i = 0; i < kHeld; ++i) {
             const int pack = i * num_threads + thread;
             if (pack < num_packs) add_sums(x_held[i], dy_held[i], weight_of(i, pack));
         }
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kNormThreads, 1)
             }
             store_elements(dx + at + c, rounded_to<T>(result));
         };
-        UNROLLED for (int i = 0; i < kHeld; ++i) {
+        UNROLL for (int i = 0; i < kHeld; ++i) {
             const int pack = i * num_threads + thread;
             if (pack >= num_packs) continue;
             finish(pack * kPack, x_held[i], dy_held[i], weight_of(i, pack), old[i], dw[i], db[i]);
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kNormThreads, 1)
         }
     }
 
-    UNROLLED for (int i = 0; i < kHeld; ++i) {
+    UNROLL for (int i = 0; i < kHeld; ++i) {
         const int pack = i * num_threads + thread;
         if (pack >= num_packs) continue;
         store_floats(dw_sums + pack * kPack, dw[i]);

@@ -14,6 +14,7 @@ constexpr int64_t kDrawLanes = 16, kDrawBlock = kDraws * kDrawLanes;
 
 // The counters that the elements with indices [first_index, first_index + count) need.
 inline int64_t num_counters(int64_t first_index, int64_t count) {
+    if (count == 0) return 0;
     return ((first_index + count - 1) / kDrawBlock - first_index / kDrawBlock + 1) * kDrawLanes;
 }
 

@@ -18,7 +18,7 @@ public:
 
     __device__ HeldRow(const T* row, int channels)
         : row_(row), num_packs_(channels / kPack), thread_(threadIdx.x % kRowThreads) {
-        UNROLLED for (int i = 0; i < kHeld; ++i) {
+        UNROLL for (int i = 0; i < kHeld; ++i) {
             const int pack = i * kRowThreads + thread_;
             if (pack < num_packs_) held_[i] = load_elements<kPack>(row_ + pack * kPack);
         }
@@ -27,7 +27,7 @@ public:
     // f(c, elements [c, c + kPack)) for every pack of this thread.
     template <class F>
     __device__ void for_each(F&& f) const {
-        UNROLLED for (int i = 0; i < kHeld; ++i) {
+        UNROLL for (int i = 0; i < kHeld; ++i) {
             const int pack = i * kRowThreads + thread_;
             if (pack < num_packs_) f(pack * kPack, held_[i]);
         }

@@ -17,6 +17,47 @@
 #include "kernels/matmul_tile.h"
 #include "kernels/on_demand.h"
 
+#ifdef ISA_PLAIN
+void check_matmul_forward(Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue& epilogue) {
+    const ArgumentCheck check{"matmul_forward", out.device};
+    check.floats("out", out, {-1, -1});
+    const int64_t num_rows = out.dims[0], num_outputs = out.dims[1];
+    check.floats("inp", inp, {num_rows, -1});
+    check.floats("weight", weight, {num_outputs, inp.dims[1]});
+    if (!epilogue.bias.absent()) check.floats("bias", epilogue.bias, {num_outputs});
+    if (!epilogue.residual.absent()) check.floats("residual", epilogue.residual, {num_rows, num_outputs});
+    if (epilogue.gelu) check.floats("pre_activation", epilogue.pre_activation, {num_rows, num_outputs});
+}
+
+void check_matmul_backward_input(Tensor dinp, Tensor dout, Tensor weight, Tensor gelu_pre) {
+    const ArgumentCheck check{"matmul_backward_input", dinp.device};
+    check.floats("dinp", dinp, {-1, -1});
+    check.floats("dout", dout, {dinp.dims[0], -1});
+    check.floats("weight", weight, {dout.dims[1], dinp.dims[1]});
+    if (!gelu_pre.absent()) check.floats("gelu_pre", gelu_pre, {dinp.dims[0], dinp.dims[1]});
+}
+
+void check_matmul_backward_weight(Tensor dweight, Tensor dbias, Tensor dout, Tensor inp) {
+    const ArgumentCheck check{"matmul_backward_weight", dweight.device};
+    check.tensor("dweight", dweight, DType::f32, {-1, -1});
+    check.floats("dout", dout, {-1, dweight.dims[0]});
+    check.floats("inp", inp, {dout.dims[0], dweight.dims[1]});
+    if (!dbias.absent()) check.tensor("dbias", dbias, DType::f32, {dweight.dims[0]});
+}
+
+void check_matmul_general(Tensor c, Tensor a, Tensor b, bool b_transposed, float beta, Tensor d) {
+    const ArgumentCheck check{"matmul_general", c.device};
+    check.floats("c", c, {-1, -1});
+    check.floats("a", a, {c.dims[0], -1});
+    if (b_transposed) {
+        check.floats("b", b, {c.dims[1], a.dims[1]});
+    } else {
+        check.floats("b", b, {a.dims[1], c.dims[1]});
+    }
+    if (beta != 0) check.floats("d", d, {c.dims[0], c.dims[1]});
+}
+#endif
+
 namespace ISA_NAMESPACE {
 namespace {
 
@@ -300,14 +341,7 @@ void column_sums(float* sums, const T* dout, int64_t num_rows, int64_t num_colum
 
 void matmul_forward(Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue& epilogue, MatmulMath math,
                     Stream) {
-    const ArgumentCheck check{"matmul_forward", out.device};
-    check.floats("out", out, {-1, -1});
-    const int64_t num_rows = out.dims[0], num_outputs = out.dims[1];
-    check.floats("inp", inp, {num_rows, -1});
-    check.floats("weight", weight, {num_outputs, inp.dims[1]});
-    if (!epilogue.bias.absent()) check.floats("bias", epilogue.bias, {num_outputs});
-    if (!epilogue.residual.absent()) check.floats("residual", epilogue.residual, {num_rows, num_outputs});
-    if (epilogue.gelu) check.floats("pre_activation", epilogue.pre_activation, {num_rows, num_outputs});
+    check_matmul_forward(out, inp, weight, epilogue);
     Output output{.out = out, .bias = epilogue.bias, .addend = epilogue.residual};
     if (epilogue.gelu) output.pre_activation = epilogue.pre_activation;
     multiply(by_row(inp), by_row(weight), output, inp.dims[1], math);
@@ -315,11 +349,7 @@ void matmul_forward(Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue&
 
 void matmul_backward_input(Tensor dinp, Tensor dout, Tensor weight, bool accumulate, Tensor gelu_pre,
                            MatmulMath math, Stream) {
-    const ArgumentCheck check{"matmul_backward_input", dinp.device};
-    check.floats("dinp", dinp, {-1, -1});
-    check.floats("dout", dout, {dinp.dims[0], -1});
-    check.floats("weight", weight, {dout.dims[1], dinp.dims[1]});
-    if (!gelu_pre.absent()) check.floats("gelu_pre", gelu_pre, {dinp.dims[0], dinp.dims[1]});
+    check_matmul_backward_input(dinp, dout, weight, gelu_pre);
     Output output{.out = dinp, .gelu_pre = gelu_pre};
     if (accumulate) output.addend = dinp;
     multiply(by_row(dout), by_column(weight), output, dout.dims[1], math);
@@ -327,57 +357,41 @@ void matmul_backward_input(Tensor dinp, Tensor dout, Tensor weight, bool accumul
 
 void matmul_backward_weight(Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, bool accumulate,
                             MatmulMath math, Stream) {
-    const ArgumentCheck check{"matmul_backward_weight", dweight.device};
-    check.tensor("dweight", dweight, DType::f32, {-1, -1});
-    const int64_t num_outputs = dweight.dims[0];
-    check.floats("dout", dout, {-1, num_outputs});
-    check.floats("inp", inp, {dout.dims[0], dweight.dims[1]});
+    check_matmul_backward_weight(dweight, dbias, dout, inp);
     Output output{.out = dweight, .read_much_later = true};
     if (accumulate) output.addend = dweight;
     multiply(by_column(dout), by_column(inp), output, dout.dims[0], math);
     if (dbias.absent()) return;
-    check.tensor("dbias", dbias, DType::f32, {num_outputs});
     if (dout.dtype == DType::f32) {
-        column_sums(dbias.as<float>(), dout.as<float>(), dout.dims[0], num_outputs, accumulate);
+        column_sums(dbias.as<float>(), dout.as<float>(), dout.dims[0], dout.dims[1], accumulate);
     } else {
-        column_sums(dbias.as<float>(), dout.as<bf16>(), dout.dims[0], num_outputs, accumulate);
+        column_sums(dbias.as<float>(), dout.as<bf16>(), dout.dims[0], dout.dims[1], accumulate);
     }
 }
 
 void matmul_general(Tensor c, Tensor a, Tensor b, bool b_transposed, float alpha, float beta, Tensor d,
                     MatmulMath math, Stream) {
-    const ArgumentCheck check{"matmul_general", c.device};
-    check.floats("c", c, {-1, -1});
-    check.floats("a", a, {c.dims[0], -1});
-    const int64_t inner = a.dims[1];
-    if (b_transposed) {
-        check.floats("b", b, {c.dims[1], inner});
-    } else {
-        check.floats("b", b, {inner, c.dims[1]});
-    }
+    check_matmul_general(c, a, b, b_transposed, beta, d);
     Output output{.out = c, .scale = alpha, .addend_scale = beta};
-    if (beta != 0) {
-        check.floats("d", d, {c.dims[0], c.dims[1]});
-        output.addend = d;
-    }
-    multiply(by_row(a), b_transposed ? by_row(b) : by_column(b), output, inner, math);
+    if (beta != 0) output.addend = d;
+    multiply(by_row(a), b_transposed ? by_row(b) : by_column(b), output, a.dims[1], math);
 }
 
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(void, matmul_forward,
+DEVICE_ENTRY(out.device, void, matmul_forward,
              (Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue& epilogue, MatmulMath math,
               Stream stream),
              (out, inp, weight, epilogue, math, stream))
-KERNEL_ENTRY(void, matmul_backward_input,
+DEVICE_ENTRY(dinp.device, void, matmul_backward_input,
              (Tensor dinp, Tensor dout, Tensor weight, bool accumulate, Tensor gelu_pre, MatmulMath math,
               Stream stream),
              (dinp, dout, weight, accumulate, gelu_pre, math, stream))
-KERNEL_ENTRY(void, matmul_backward_weight,
+DEVICE_ENTRY(dweight.device, void, matmul_backward_weight,
              (Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, bool accumulate, MatmulMath math,
               Stream stream),
              (dweight, dbias, dout, inp, accumulate, math, stream))
-KERNEL_ENTRY(void, matmul_general,
+DEVICE_ENTRY(c.device, void, matmul_general,
              (Tensor c, Tensor a, Tensor b, bool b_transposed, float alpha, float beta, Tensor d,
               MatmulMath math, Stream stream),
              (c, a, b, b_transposed, alpha, beta, d, math, stream))

@@ -41,3 +41,9 @@ void matmul_backward_weight(Tensor dweight, Tensor dbias, Tensor dout, Tensor in
 //   d may alias c.
 void matmul_general(Tensor c, Tensor a, Tensor b, bool b_transposed, float alpha, float beta, Tensor d,
                     MatmulMath math = MatmulMath::f32, Stream stream = {});
+
+// Both backends'; throw InternalError.
+void check_matmul_forward(Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue& epilogue);
+void check_matmul_backward_input(Tensor dinp, Tensor dout, Tensor weight, Tensor gelu_pre);
+void check_matmul_backward_weight(Tensor dweight, Tensor dbias, Tensor dout, Tensor inp);
+void check_matmul_general(Tensor c, Tensor a, Tensor b, bool b_transposed, float beta, Tensor d);

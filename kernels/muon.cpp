@@ -10,13 +10,7 @@
 #include "kernels/global_norm.h"
 #include "kernels/philox_simd.h"
 
-namespace ISA_NAMESPACE {
-namespace {
-
-constexpr int kIterations = 5;
-constexpr float kA = 3.4445f, kB = -4.7750f,
-                kC = 2.0315f;  // Jordan et al.: steepest at zero that still converges
-
+#ifdef ISA_PLAIN
 void check_muon(Tensor param, Tensor master, Tensor momentum, Tensor grad, Tensor scratch,
                 int64_t first_index) {
     const ArgumentCheck check{"muon_step", master.device};
@@ -27,6 +21,14 @@ void check_muon(Tensor param, Tensor master, Tensor momentum, Tensor grad, Tenso
     check.scratch(scratch, muon_scratch_bytes(master.dims[0], master.dims[1]));
     check.that(first_index >= 0, "first_index", "at least 0", static_cast<double>(first_index));
 }
+#endif
+
+namespace ISA_NAMESPACE {
+namespace {
+
+constexpr int kIterations = 5;
+constexpr float kA = 3.4445f, kB = -4.7750f,
+                kC = 2.0315f;  // Jordan et al.: steepest at zero that still converges
 
 // With keep = 1 - mu:  momentum += keep (g - momentum),  u = momentum + keep (g - momentum). Here and below
 // every sum has one product in it: it can be fused in one way only, and an element's bits do not depend on
@@ -119,7 +121,7 @@ void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const 
 }  // namespace ISA_NAMESPACE
 
 KERNEL_ENTRY(int64_t, muon_scratch_bytes, (int64_t rows, int64_t cols), (rows, cols))
-KERNEL_ENTRY(void, muon_step,
+DEVICE_ENTRY(master.device, void, muon_step,
              (Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonStep& step,
               MatmulMath math, Tensor scratch, Stream stream),
              (param, master, momentum, grad, step, math, scratch, stream))

@@ -18,3 +18,7 @@ struct MuonStep {
 int64_t muon_scratch_bytes(int64_t rows, int64_t cols);
 void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonStep& step,
                MatmulMath math, Tensor scratch, Stream stream = {});
+
+// Both backends'; throws InternalError.
+void check_muon(Tensor param, Tensor master, Tensor momentum, Tensor grad, Tensor scratch,
+                int64_t first_index);

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
         T* const x = qkv + blockIdx.x * width + int64_t{head} * head_dim;
         Elements<T, kPack> held[kHeld] = {};
         float square = 0;
-        UNROLLED for (int i = 0; i < kHeld; ++i) {
+        UNROLL for (int i = 0; i < kHeld; ++i) {
             const int c = (i * team_lanes + member) * kPack;
             if (!is_head || c >= head_dim) continue;
             held[i] = load_elements<kPack>(x + c);
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t at = blockIdx.x * int64_t{num_heads} + head;
         if (member == 0) rstd[at] = r;
         const T* const w = head < num_query_heads ? wq : wk;
-        UNROLLED for (int i = 0; i < kHeld; ++i) {
+        UNROLL for (int i = 0; i < kHeld; ++i) {
             const int c = (i * team_lanes + member) * kPack;
             if (c >= head_dim) continue;
             if (raw != nullptr) store_elements(raw + at * head_dim + c, held[i]);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const unsigned heads = kind == 0 ? num_query_heads : num_heads - num_query_heads;
         const T* const w = kind == 0 ? wq : wk;
         Elements<T, kPack> weight[kHeld] = {};
-        UNROLLED for (int i = 0; i < kHeld; ++i) {
+        UNROLL for (int i = 0; i < kHeld; ++i) {
             const int c = (i * team_lanes + member) * kPack;
             if (c < head_dim) weight[i] = load_elements<kPack>(w + c);
         }
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             const float r = is_head ? rstd[at] : 0;
             Elements<T, kPack> x[kHeld] = {}, gradient[kHeld] = {};
             float product = 0;
-            UNROLLED for (int i = 0; i < kHeld; ++i) {
+            UNROLL for (int i = 0; i < kHeld; ++i) {
                 const int c = (i * team_lanes + member) * kPack;
                 if (!is_head || c >= head_dim) continue;
                 x[i] = load_streaming<kPack>(raw + at * head_dim + c);
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                 }
             }
             const float mean = team_sum(product, team_lanes) * r / static_cast<float>(head_dim);
-            UNROLLED for (int i = 0; i < kHeld; ++i) {
+            UNROLL for (int i = 0; i < kHeld; ++i) {
                 const int c = (i * team_lanes + member) * kPack;
                 if (!is_head || c >= head_dim) continue;
                 Floats<kPack> out;
@@ -119,9 +119,9 @@ __global__ void __launch_bounds__(kThreads, 1)
             }
         }
         // Over the teams of the warp, then over the warps, in order.
-        UNROLLED for (int i = 0; i < kHeld; ++i) {
+        UNROLL for (int i = 0; i < kHeld; ++i) {
             const int c = (i * team_lanes + member) * kPack;
-            UNROLLED for (int k = 0; k < kPack; ++k) {
+            UNROLL for (int k = 0; k < kPack; ++k) {
                 float sum = dw[i][k];
                 for (int lanes = team_lanes; lanes < kWarp; lanes *= 2)
                     sum += __shfl_xor_sync(kAllLanes, sum, lanes);

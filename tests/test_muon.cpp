@@ -2,6 +2,7 @@
 // values near 1.
 #include "kernels/muon.h"
 
+#include "tests/on_device.h"
 #include "tests/op_check.h"
 
 namespace {
@@ -75,46 +76,96 @@ void twin(Values& master, Values& momentum, const Values& grad, Shape s) {
 
 struct State {
     Shape shape;
+    Device device;
+    int64_t offset;  // elements from the alignment that wide loads like
     Guarded<float> master, momentum;
     Guarded<bf16> param;
 
-    State(Shape s, const Values& master_values)
+    State(Shape s, const Values& master_values, Device where = Device::cpu, int64_t offset_elements = 1)
         : shape(s),
-          master(master_values, 1),
+          device(where),
+          offset(offset_elements),
+          master(master_values, offset),
           momentum(Values(master_values.size(), 0.0)),
           param(s.rows * s.cols) {}
-    void step(const Values& grad, MatmulMath math = MatmulMath::f32) {
-        Guarded<float> grad_data(grad, 3);
+    void step(const Values& grad, MatmulMath math = MatmulMath::f32, bool with_param = true) {
+        OnDevice on(device);
+        Guarded<float> grad_data(grad, 3 * offset);
         Guarded<uint8_t> scratch(muon_scratch_bytes(shape.rows, shape.cols));
-        const auto matrix = [&](const auto& g) { return g.tensor(shape.rows, shape.cols); };
-        muon_step(matrix(param), matrix(master), matrix(momentum), matrix(grad_data), kStep, math,
-                  scratch.tensor());
+        const auto matrix = [&](const auto& g) { return on(g.tensor(shape.rows, shape.cols)); };
+        muon_step(with_param ? matrix(param) : Tensor{}, matrix(master), matrix(momentum), matrix(grad_data),
+                  kStep, math, on(scratch.tensor()));
+        on.fetch();
     }
 };
+
+void expect_rounded_stochastically(const State& state) {
+    for (int64_t i = 0; i < state.shape.rows * state.shape.cols; ++i) {
+        const int64_t counter = kStep.first_index + i, half = counter / 16 % 8;
+        const Random4 random =
+            random4(kStep.rounding, static_cast<uint64_t>(counter / 128 * 16 + counter % 16));
+        ASSERT_EQ(state.param[i].bits,
+                  to_bf16_stochastic(state.master[i], random.word[half / 2] >> (half % 2 * 16)).bits)
+            << i;
+    }
+}
+
+void check_three_steps(Shape s, double tolerance, MatmulMath math = MatmulMath::f32,
+                       Device device = Device::cpu, int64_t offset = 1) {
+    SCOPED_TRACE(cat({s.rows, " x ", s.cols, " on ", device_name(device)}));
+    Values master = representable<float>(normal_values(s.rows * s.cols, 1)), momentum(master.size());
+    State state(s, master, device, offset);
+    for (uint32_t t = 0; t < 3; ++t) {
+        const Values grad = representable<float>(normal_values(s.rows * s.cols, 10 + t));
+        state.step(grad, math);
+        twin(master, momentum, grad, s);
+    }
+    expect_close(state.momentum.values(), momentum, kTolerance<float>, "momentum");
+    expect_close(state.master.values(), master, tolerance, "master");
+    expect_rounded_stochastically(state);
+}
 
 }  // namespace
 
 TEST(Muon, EqualsItsTwinOverThreeSteps) {
     for_each_isa([] {
-        for (Shape s : kShapes) {
-            SCOPED_TRACE(cat({s.rows, " x ", s.cols}));
-            Values master = representable<float>(normal_values(s.rows * s.cols, 1)), momentum(master.size());
-            State state(s, master);
-            for (uint32_t t = 0; t < 3; ++t) {
-                const Values grad = representable<float>(normal_values(s.rows * s.cols, 10 + t));
-                state.step(grad);
-                twin(master, momentum, grad, s);
-            }
-            expect_close(state.momentum.values(), momentum, kTolerance<float>, "momentum");
-            expect_close(state.master.values(), master, kTolerance<float>, "master");
-            for (int64_t i = 0; i < s.rows * s.cols; ++i) {
-                const int64_t counter = kStep.first_index + i, half = counter / 16 % 8;
-                const Random4 random =
-                    random4(kStep.rounding, static_cast<uint64_t>(counter / 128 * 16 + counter % 16));
-                ASSERT_EQ(state.param[i].bits,
-                          to_bf16_stochastic(state.master[i], random.word[half / 2] >> (half % 2 * 16)).bits);
-            }
-        }
+        for (Shape s : kShapes) check_three_steps(s, kTolerance<float>);
+    });
+}
+
+// Several blocks of every kernel, several turns of each, aligned and not.
+TEST(Muon, EqualsItsTwinOnEveryGpu) {
+    for (Device device : gpus()) {
+        for (Shape s : kShapes) check_three_steps(s, kTolerance<float>, MatmulMath::f32, device);
+        check_three_steps({36, 40}, kTolerance<float>, MatmulMath::f32, device, 0);
+        check_three_steps({44, 36}, kTolerance<float>, MatmulMath::f32, device, 0);
+        check_three_steps({5, 1301}, kTolerance<float>, MatmulMath::f32, device, 0);
+        check_three_steps({1, 9001}, kTolerance<float>, MatmulMath::f32, device,
+                          0);  // room for few partial sums
+        // An update of lr = 0.02 times X, in which roundings of operands (2^-9) grow by up to 3.4 an
+        // iteration; the CPU's update errs by as much.
+        check_three_steps({40, 24}, 0.02 / 16, MatmulMath::bf16, device, 0);
+    }
+}
+
+TEST(Muon, WithoutParamOnEveryGpu) {
+    const Shape s{9, 20};
+    const Values master = normal_values(180, 1), grad = normal_values(180, 2);
+    for (Device device : gpus()) {
+        State with(s, master, device), without(s, master, device);
+        with.step(grad);
+        without.step(grad, MatmulMath::f32, false);
+        EXPECT_TRUE(with.master.bytes() == without.master.bytes());
+    }
+}
+
+TEST(Muon, SameBitsAgainOnEveryGpu) {
+    const Shape s{70, 41};
+    const Values master = normal_values(70 * 41, 1), grad = normal_values(70 * 41, 2);
+    expect_same_bits_on_gpus([&](Device device) {
+        State state(s, master, device);
+        state.step(grad, MatmulMath::bf16);
+        return joined({state.master.bytes(), state.momentum.bytes(), state.param.bytes()});
     });
 }
 
@@ -141,9 +192,13 @@ TEST(Muon, TheUpdateIsNearlyOrthogonal) {
 }
 
 TEST(Muon, ZeroGradientOnlyDecays) {
-    State state({3, 5}, Values(15, 2.0));
-    state.step(Values(15, 0.0));
-    for (double v : state.master.values()) EXPECT_NEAR(v, 2.0 * (1 - 0.02 * 0.1), 1e-6);
+    std::vector<Device> devices = gpus();
+    devices.push_back(Device::cpu);
+    for (Device device : devices) {
+        State state({3, 5}, Values(15, 2.0), device);
+        state.step(Values(15, 0.0));
+        for (double v : state.master.values()) EXPECT_NEAR(v, 2.0 * (1 - 0.02 * 0.1), 1e-6);
+    }
 }
 
 TEST(Muon, SameBitsForAnyNumberOfThreads) {

@@ -1,0 +1,69 @@
+// The matrix product on the GPU, as the ops of matmul.h and the fused head (cross_entropy.cu) ask for it:
+//   x = scale * sum_k a(m,k) b(n,k) + bias[n];   pre[m,n] = x, x = gelu(x);   x *= gelu'(gelu_pre[m,n]);
+//   out[m,n] = x + addend_scale * addend[m,n]
+// All but the sum are left out when absent. Operands lie in memory by rows or by columns, and their lines may
+// be farther apart than they are long.
+#pragma once
+#include "kernels/gpu.h"
+#include "kernels/matmul.h"
+#include "kernels/matmul_plan.h"
+
+namespace GPU_NAMESPACE {
+
+constexpr int kChunk = 8;  // elements that travel together: 128 bits of bf16
+
+// A matrix that is read or written line by line; data is null when absent.
+struct Matrix {
+    void* data = nullptr;
+    int64_t stride = 0;  // elements from one line to the next
+    DType dtype = DType::f32;
+
+    // Chunks at multiples of kChunk can be accessed by 128 bits.
+    bool packed() const { return is_aligned128(data) && stride % (16 / dtype_bytes(dtype)) == 0; }
+};
+
+// a(outer, inner). by_row: a line holds all inner elements of one outer index; otherwise all outer elements
+// of one inner index.
+struct Operand {
+    Matrix lines;
+    bool by_row = true;
+    // A line goes on to the next multiple of kChunk, with zeros where it was to end.
+    bool padded = false;
+    bool packed = false;  // lines.packed(), for the kernel
+};
+
+struct Output {
+    Matrix out;
+    Matrix bias = {}, pre_activation = {}, gelu_pre = {}, addend = {};  // bias: stride 0
+    float scale = 1, addend_scale = 1;
+    int rows = 0, columns = 0;
+    bool packed = false;  // all of the matrices are, for the kernel
+};
+
+struct Product {
+    Operand a, b;
+    Output output;
+    int inner = 0;
+    bool bf16_math = false;  // products of bf16 numbers on tensor cores; otherwise f32 FMAs
+    bool may_split = false;  // the inner dimension, where the result is small
+};
+
+// A whole tensor; absent gives null.
+Matrix matrix_of(const Tensor& t);
+Operand by_row(const Tensor& t);
+Operand by_column(const Tensor& t);
+// Whether products of these use bf16 math.
+bool uses_bf16(DType a, DType b, MatmulMath math);
+
+void multiply(Product product, Stream stream);
+
+// ---- what multiply() chooses from
+
+// cuBLASLt; false where it is not there or cannot do this product (kernels/matmul_cublaslt.cu).
+bool library_matmul(const Product& product, Stream stream);
+// The kernels: grid (tiles, splits), where split s sums the inner indices [s, s + 1) * inner_per_split. With
+// several splits `output` must be a plain f32 matrix with room for splits * rows.
+void multiply_bf16(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
+void multiply_f32(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
+
+}  // namespace GPU_NAMESPACE

@@ -1,0 +1,110 @@
+// The way out of the GPU's matrix product: chunks of neighbouring sums become elements of the result.
+#pragma once
+#include "kernels/gpu_activations.h"
+#include "kernels/matmul_gpu.h"
+#include "kernels/matmul_gpu_load.h"
+
+namespace GPU_NAMESPACE {
+
+// The first `count` of x from element `at`.
+__device__ inline void store_chunk(const Matrix& m, bool packed, int64_t at, int count,
+                                   const float (&x)[kChunk]) {
+    if (m.dtype == DType::f32) {
+        float* to = static_cast<float*>(m.data) + at;
+        if (packed && count == kChunk) {
+            Pack<float> low, high;
+            UNROLL
+            for (int i = 0; i < 4; ++i) low[i] = x[i], high[i] = x[i + 4];
+            store128(to, low);
+            store128(to + 4, high);
+        } else {
+            UNROLL
+            for (int i = 0; i < kChunk; ++i) {
+                if (i < count) to[i] = x[i];
+            }
+        }
+    } else {
+        bf16* to = static_cast<bf16*>(m.data) + at;
+        Pack<bf16> pack;
+        UNROLL
+        for (int i = 0; i < kChunk; ++i) pack[i] = from_float<bf16>(x[i]);
+        if (packed && count == kChunk) {
+            store128(to, pack);
+        } else {
+            UNROLL
+            for (int i = 0; i < kChunk; ++i) {
+                if (i < count) to[i] = pack[i];
+            }
+        }
+    }
+}
+
+// The chunks of `sums` at (row[i], column), as far as the result reaches. The addend may be the output
+// itself: a thread reads its elements before it writes them.
+template <int kCount>
+__device__ void store_sums(const Output& output, const int (&row)[kCount], int column,
+                           float (&sums)[kCount][kChunk]) {
+    const int left = output.columns - column, width = left < kChunk ? left : kChunk;
+    int count[kCount];
+    UNROLL
+    for (int i = 0; i < kCount; ++i) count[i] = row[i] < output.rows ? width : 0;
+    const auto load = [&](Chunk(&chunks)[kCount], const Matrix& m) {
+        if (m.data == nullptr) return;
+        int64_t at[kCount];
+        UNROLL
+        for (int i = 0; i < kCount; ++i) at[i] = row[i] * m.stride + column;
+        load_chunks(chunks, m, output.packed, at, count);
+    };
+    const bool to_f32 = output.out.dtype == DType::f32;
+    Chunk bias[1] = {}, gelu_pre[kCount] = {}, addend[kCount] = {};
+    if (output.bias.data != nullptr) load_chunks(bias, output.bias, output.packed, {column}, {width});
+    load(gelu_pre, output.gelu_pre);
+    load(addend, output.addend);
+    UNROLL
+    for (int i = 0; i < kCount; ++i) {
+        if (count[i] <= 0) continue;
+        float(&x)[kChunk] = sums[i];
+        UNROLL
+        for (int k = 0; k < kChunk; ++k) x[k] *= output.scale;
+        if (output.bias.data != nullptr) {
+            UNROLL
+            for (int k = 0; k < kChunk; ++k) x[k] += bias[0].value(k, output.bias.dtype);
+        }
+        if (output.pre_activation.data != nullptr) {
+            const Matrix& pre = output.pre_activation;
+            store_chunk(pre, output.packed, row[i] * pre.stride + column, count[i], x);
+            UNROLL
+            for (int k = 0; k < kChunk; ++k) x[k] = to_f32 ? gelu<float>(x[k]) : gelu<bf16>(x[k]);
+        }
+        if (output.gelu_pre.data != nullptr) {
+            UNROLL
+            for (int k = 0; k < kChunk; ++k) {
+                const float pre = gelu_pre[i].value(k, output.gelu_pre.dtype);
+                x[k] *= to_f32 ? gelu_derivative<float>(pre) : gelu_derivative<bf16>(pre);
+            }
+        }
+        if (output.addend.data != nullptr) {
+            UNROLL
+            for (int k = 0; k < kChunk; ++k)
+                x[k] += output.addend_scale * addend[i].value(k, output.addend.dtype);
+        }
+        store_chunk(output.out, output.packed, row[i] * output.out.stride + column, count[i], x);
+    }
+}
+
+// The tile of a block. Blocks that run together cover a compact part of the result, so that they share both
+// operands in L2: tiles go down kTallest rows of tiles before they go right.
+struct TilePlace {
+    int row, column;
+};
+__device__ inline TilePlace place_of_tile(const Output& output, int tile_rows, int tile_columns) {
+    constexpr int64_t kTallest = 8;
+    const int64_t down = (output.rows + tile_rows - 1) / tile_rows,
+                  across = (output.columns + tile_columns - 1) / tile_columns;
+    const int64_t band = blockIdx.x / (kTallest * across), in_band = blockIdx.x % (kTallest * across);
+    const int64_t left = down - band * kTallest, height = left < kTallest ? left : kTallest;
+    return {static_cast<int>(band * kTallest + in_band % height) * tile_rows,
+            static_cast<int>(in_band / height) * tile_columns};
+}
+
+}  // namespace GPU_NAMESPACE

@@ -1,0 +1,167 @@
+// Whole training steps on a device: the CUDA path in the emulator, and on a GPU where there is one, beside
+// the CPU.
+#include <cmath>
+#include <filesystem>
+
+#include "model/checkpoint.h"
+#include "model/generate.h"
+#include "tests/on_device.h"
+#include "tests/tiny_model.h"
+
+namespace {
+
+constexpr int64_t kRows = 2, kTokens = 24;
+
+// Documents of uneven lengths; the same for the same number.
+Batch batch_of(const ModelConfig& config, uint64_t number) {
+    Batch batch;
+    batch.num_rows = kRows, batch.seq_len = kTokens;
+    for (int64_t i = 0; i < kRows * kTokens; ++i) {
+        // A small alphabet, so that there is something to learn in a few steps.
+        const auto draw = [&](int64_t at) {
+            return static_cast<int32_t>(random_below({number, 5}, static_cast<uint64_t>(at), 7));
+        };
+        batch.tokens.push_back(i % kTokens == 9 ? 0 : 1 + draw(i));
+        batch.targets.push_back(i % 11 == 3 ? -1
+                                            : (1 + draw(i)) * 3 % static_cast<int32_t>(config.vocab_size));
+    }
+    set_document_bounds(batch, 0);
+    return batch;
+}
+
+struct Training {
+    ModelConfig config;
+    Transformer model;
+    Optimizer optimizer;
+
+    Training(const ModelConfig& c, const RunShape& shape, const OptimizerConfig& optimizing)
+        : config(c), model(c, shape), optimizer(model.table(), optimizing, model.params(), shape.math) {
+        init_params(model.table(), optimizer.master(), 1);
+        optimizer.publish_master();
+    }
+    // Steps [begin, end), every other one of two micro-batches; their losses.
+    Values train(int64_t begin, int64_t end) {
+        Values losses;
+        for (int64_t step = begin; step < end; ++step) {
+            std::vector<Batch> batches;
+            for (int64_t i = 0; i <= step % 2; ++i)
+                batches.push_back(batch_of(config, static_cast<uint64_t>(2 * step + i)));
+            int64_t targets = 0;
+            for (const Batch& batch : batches) targets += batch.num_targets();
+            for (const Batch& batch : batches)
+                model.forward_backward(batch, 1 / static_cast<float>(targets), &batch != &batches[0]);
+            losses.push_back(model.total_loss() / static_cast<double>(targets));
+            EXPECT_TRUE(optimizer.step(model.grads(), 3e-3, losses.back()).applied);
+        }
+        return losses;
+    }
+    std::string hash() const { return weights_hash(model.table(), optimizer.master()); }
+};
+
+RunShape shape_on(Device device, DType dtype) {
+    return {.num_rows = kRows,
+            .seq_len = kTokens,
+            .dtype = dtype,
+            .math = dtype == DType::bf16 ? MatmulMath::bf16 : MatmulMath::f32,
+            .device = device};
+}
+
+}  // namespace
+
+TEST(GpuTraining, LossesAreThoseOfTheCpu) {
+    for (Device device : gpus()) {
+        for (const char* preset : {"tiny-gpt2", "tiny-qwen3"}) {
+            for (DType dtype : {DType::f32, DType::bf16}) {
+                SCOPED_TRACE(cat({device_name(device), " ", preset, " ", dtype_name(dtype)}));
+                const ModelConfig config = config_preset(preset);
+                Training on_cpu(config, shape_on(Device::cpu, dtype), {}),
+                    on_gpu(config, shape_on(device, dtype), {});
+                const Values expected = on_cpu.train(0, 20), actual = on_gpu.train(0, 20);
+                EXPECT_LT(expected.back(), 0.8 * expected.front()) << "nothing was learnt";
+                // f32: sums in another order, magnified by twenty updates. bf16: an activation that rounds
+                // the other way moves a loss by 2^-9 of what it contributes.
+                const double tolerance = dtype == DType::f32 ? 2e-5 : 5e-3;
+                for (size_t step = 0; step < expected.size(); ++step)
+                    EXPECT_NEAR(actual[step], expected[step], tolerance * expected[step]) << "step " << step;
+            }
+        }
+    }
+}
+
+TEST(GpuTraining, MuonToo) {
+    for (Device device : gpus()) {
+        const ModelConfig config = config_preset("tiny-llama");
+        const OptimizerConfig muon{.muon = true};
+        Training on_cpu(config, shape_on(Device::cpu, DType::bf16), muon),
+            on_gpu(config, shape_on(device, DType::bf16), muon);
+        const Values expected = on_cpu.train(0, 5), actual = on_gpu.train(0, 5);
+        for (size_t step = 0; step < expected.size(); ++step)
+            EXPECT_NEAR(actual[step], expected[step], 1e-2 * expected[step]) << "step " << step;
+    }
+}
+
+class GpuCheckpoint : public DirectoryTest {};
+
+TEST_F(GpuCheckpoint, EqualRunsAndResumedRunsGiveEqualBits) {
+    for (Device device : gpus()) {
+        for (DType dtype : {DType::f32, DType::bf16}) {
+            SCOPED_TRACE(cat({device_name(device), " ", dtype_name(dtype)}));
+            const ModelConfig config = config_preset("tiny-llama");
+            const RunShape shape = shape_on(device, dtype);
+            Training straight(config, shape, {}), again(config, shape, {}), first(config, shape, {}),
+                resumed(config, shape, {});
+            straight.train(0, 4);
+            again.train(0, 4);
+            EXPECT_EQ(straight.hash(), again.hash());
+            first.train(0, 2);
+            TrainerState state;
+            state.step = 2, state.num_updates = first.optimizer.num_updates();
+            save_checkpoint(out_, first.model.table(), config, first.model.params(), first.optimizer, state,
+                            "");
+            load_newest_checkpoint(out_, resumed.model.table(), config, resumed.model.params(),
+                                   resumed.optimizer);
+            resumed.train(2, 4);
+            EXPECT_EQ(resumed.hash(), straight.hash());
+            std::filesystem::remove_all(out_ + "/" + checkpoint_name(2));
+        }
+    }
+}
+
+TEST(GpuTraining, RecomputationGivesTheSameBits) {
+    for (Device device : gpus()) {
+        std::string hashes[3];
+        for (Recompute level : {Recompute::none, Recompute::mlp, Recompute::block}) {
+            RunShape shape = shape_on(device, DType::bf16);
+            shape.recompute = level;
+            Training run(config_preset("tiny-qwen3"), shape, {});
+            run.train(0, 2);
+            hashes[static_cast<int>(level)] = run.hash();
+        }
+        EXPECT_EQ(hashes[1], hashes[0]) << device_name(device);
+        EXPECT_EQ(hashes[2], hashes[0]) << device_name(device);
+    }
+}
+
+TEST(GpuGeneration, LogitsAreThoseOfTheCpu) {
+    for (Device device : gpus()) {
+        for (const char* preset : {"tiny-gpt2", "tiny-qwen3"}) {
+            SCOPED_TRACE(cat({device_name(device), " ", preset}));
+            const ModelConfig config = config_preset(preset);
+            const ParamTable table(config);
+            Buffer on_cpu(table.arena_size() * 4), on_gpu(table.arena_size() * 4, device);
+            init_params(table, on_cpu.tensor(DType::f32), 3);
+            copy_tensor(on_gpu.tensor(DType::f32), on_cpu.tensor(DType::f32));
+            Decoder expected(config, table, on_cpu.tensor(DType::f32), 12),
+                actual(config, table, on_gpu.tensor(DType::f32), 12);
+            const std::vector<int32_t> tokens = random_ids(9, 0, static_cast<int32_t>(config.vocab_size), 3);
+            for (const auto& [first, count] :
+                 {std::pair{0, 5}, {5, 1}, {6, 3}}) {  // prefill, one token, a few
+                const HostCopy logits(actual.append(&tokens[static_cast<size_t>(first)], count));
+                const float* a = logits.tensor().as<float>();
+                const float* e = expected.append(&tokens[static_cast<size_t>(first)], count).as<float>();
+                expect_close(Values(a, a + config.vocab_size), Values(e, e + config.vocab_size), 1e-4,
+                             "logits");
+            }
+        }
+    }
+}
