@@ -23,9 +23,18 @@ inline std::vector<Device> gpus() {
     return devices;
 }
 
+// For OnDevice: no tensor, every tensor, and each of the first `count` alone off the boundaries that vectors
+// of memory want.
+inline std::vector<uint32_t> misalignments(int count) {
+    std::vector<uint32_t> odd_ones{0, ~0u};
+    for (int i = 0; i < count; ++i) odd_ones.push_back(1u << i);
+    return odd_ones;
+}
+
 class OnDevice {
 public:
-    explicit OnDevice(Device device) : device_(device) {}
+    // Bit i of odd_ones: the i-th tensor to come lies one element further than said below.
+    explicit OnDevice(Device device, uint32_t odd_ones = 0) : device_(device), odd_ones_(odd_ones) {}
     OnDevice(const OnDevice&) = delete;
     OnDevice& operator=(const OnDevice&) = delete;
 
@@ -37,8 +46,10 @@ public:
         for (const Copy& copy : copies_) {
             if (copy.host.data == host.data && copy.host.bytes() == host.bytes()) return place(copy, host);
         }
+        const int64_t odd = copies_.size() < 32 ? odd_ones_ >> copies_.size() & 1 : 0;
         copies_.push_back({host, Buffer(host.bytes() + 2 * kGuardBytes + kAlignment, device_),
-                           static_cast<int64_t>(reinterpret_cast<uintptr_t>(host.data) % kAlignment)});
+                           static_cast<int64_t>(reinterpret_cast<uintptr_t>(host.data) % kAlignment) +
+                               odd * dtype_bytes(host.dtype)});
         const Copy& copy = copies_.back();
         std::vector<uint8_t> bytes(static_cast<size_t>(copy.memory.bytes()), kGuard);
         if (host.bytes() > 0) {
@@ -99,6 +110,7 @@ private:
     }
 
     Device device_;
+    uint32_t odd_ones_;
     std::vector<Copy> copies_;
     std::vector<std::vector<uint8_t>> scratch_;
 };

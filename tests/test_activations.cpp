@@ -21,12 +21,13 @@ double silu_twin(double x) { return x / (1 + std::exp(-x)); }
 using Forward = void (*)(Tensor, Tensor, Stream);
 using Backward = void (*)(Tensor, Tensor, Tensor, Stream);
 
-// `offset` moves the tensors off the boundaries that vectors of memory want.
+// On a GPU odd_ones says which tensors are misaligned (tests/on_device.h).
 template <class T>
 void check_unary(double (*function)(double), Forward forward, Backward backward, Device device,
-                 int64_t offset) {
+                 uint32_t odd_ones = 0) {
     for (int64_t size : kSizes) {
-        SCOPED_TRACE(cat({device_name(device), " ", dtype_name(dtype_of<T>()), " ", size, " + ", offset}));
+        SCOPED_TRACE(
+            cat({device_name(device), " ", dtype_name(dtype_of<T>()), " ", size, ", odd ", odd_ones}));
         const Values x = representable<T>(normal_values(size, 1, 2)),
                      dy = representable<T>(normal_values(size, 2));
         Values y, dx;
@@ -34,9 +35,10 @@ void check_unary(double (*function)(double), Forward forward, Backward backward,
             y.push_back(function(x[i]));
             dx.push_back(dy[i] * (function(x[i] + 1e-5) - function(x[i] - 1e-5)) / 2e-5);
         }
+        const int64_t offset = device == Device::cpu;
         Guarded<T> inp(x, offset), out(size, 3 * offset), dout(dy), dinp(size);
         Guarded<T> in_place(x), gradient_in_place(dy);
-        OnDevice on(device);
+        OnDevice on(device, odd_ones);
         forward(on(out.tensor()), on(inp.tensor()), {});
         backward(on(dinp.tensor()), on(inp.tensor()), on(dout.tensor()), {});
         forward(on(in_place.tensor()), on(in_place.tensor()), {});
@@ -50,9 +52,9 @@ void check_unary(double (*function)(double), Forward forward, Backward backward,
 }
 
 template <class T>
-void check_swiglu(int64_t rows, int64_t width, Device device, int64_t offset) {
-    SCOPED_TRACE(
-        cat({device_name(device), " ", dtype_name(dtype_of<T>()), " ", rows, " x ", width, " + ", offset}));
+void check_swiglu(int64_t rows, int64_t width, Device device, uint32_t odd_ones = 0) {
+    SCOPED_TRACE(cat(
+        {device_name(device), " ", dtype_name(dtype_of<T>()), " ", rows, " x ", width, ", odd ", odd_ones}));
     const Values x = representable<T>(normal_values(rows * 2 * width, 1, 2));
     const Values dy = representable<T>(normal_values(rows * width, 2));
     Values y, dx(x.size());
@@ -66,11 +68,12 @@ void check_swiglu(int64_t rows, int64_t width, Device device, int64_t offset) {
             dx[gate] = d * x[up] * (silu_twin(x[gate] + 1e-5) - silu_twin(x[gate] - 1e-5)) / 2e-5;
         }
     }
+    const int64_t offset = device == Device::cpu;
     Guarded<T> gate_up(x, offset), out(rows * width), dout(dy, 3 * offset), dgate_up(2 * rows * width),
         in_place(x, offset);
     const auto halves = [&](const Guarded<T>& g) { return g.tensor(rows, width); };
     const auto both = [&](const Guarded<T>& g) { return g.tensor(rows, 2 * width); };
-    OnDevice on(device);
+    OnDevice on(device, odd_ones);
     swiglu_forward(on(halves(out)), on(both(gate_up)));
     swiglu_backward(on(both(dgate_up)), on(both(gate_up)), on(halves(dout)));
     swiglu_backward(on(both(in_place)), on(both(in_place)), on(halves(dout)));
@@ -124,13 +127,14 @@ void check_extremes(Device device) {
     EXPECT_TRUE(std::isnan(to_double(out[3])));
 }
 
-void check_residual_sums(Device device, int64_t offset) {
+void check_residual_sums(Device device, uint32_t odd_ones = 0) {
     for (int64_t size : kSizes) {
-        SCOPED_TRACE(cat({device_name(device), " ", size, " + ", offset}));
+        SCOPED_TRACE(cat({device_name(device), " ", size, ", odd ", odd_ones}));
+        const int64_t offset = device == Device::cpu;
         const Values a = normal_values(size, 1), b = normal_values(size, 2);
         Guarded<bf16> a16(a, offset), b16(b), out16(size), in_place(a);
         Guarded<float> a32(a), b32(b, 3 * offset), out32(size);
-        OnDevice on(device);
+        OnDevice on(device, odd_ones);
         residual_forward(on(out16.tensor()), on(a16.tensor()), on(b16.tensor()));
         residual_forward(on(out32.tensor()), on(a32.tensor()), on(b32.tensor()));
         residual_forward(on(in_place.tensor()), on(in_place.tensor()), on(b16.tensor()));
@@ -153,26 +157,26 @@ constexpr Matrix kMatrices[] = {{1, 1}, {3, 7}, {17, 67}, {300, 129}, {0, 4}, {3
 
 TEST(Gelu, EqualsItsTwinAndFiniteDifferences) {
     for_each_isa([] {
-        check_unary<float>(gelu_twin, gelu_forward, gelu_backward, Device::cpu, 1);
-        check_unary<bf16>(gelu_twin, gelu_forward, gelu_backward, Device::cpu, 1);
+        check_unary<float>(gelu_twin, gelu_forward, gelu_backward, Device::cpu);
+        check_unary<bf16>(gelu_twin, gelu_forward, gelu_backward, Device::cpu);
     });
     for (Device device : gpus()) {
-        for (int64_t offset : {0, 1}) {
-            check_unary<float>(gelu_twin, gelu_forward, gelu_backward, device, offset);
-            check_unary<bf16>(gelu_twin, gelu_forward, gelu_backward, device, offset);
+        for (uint32_t odd_ones : misalignments(4)) {
+            check_unary<float>(gelu_twin, gelu_forward, gelu_backward, device, odd_ones);
+            check_unary<bf16>(gelu_twin, gelu_forward, gelu_backward, device, odd_ones);
         }
     }
 }
 
 TEST(Relu2, EqualsItsTwinAndFiniteDifferences) {
     for_each_isa([] {
-        check_unary<float>(relu2_twin, relu2_forward, relu2_backward, Device::cpu, 1);
-        check_unary<bf16>(relu2_twin, relu2_forward, relu2_backward, Device::cpu, 1);
+        check_unary<float>(relu2_twin, relu2_forward, relu2_backward, Device::cpu);
+        check_unary<bf16>(relu2_twin, relu2_forward, relu2_backward, Device::cpu);
     });
     for (Device device : gpus()) {
-        for (int64_t offset : {0, 1}) {
-            check_unary<float>(relu2_twin, relu2_forward, relu2_backward, device, offset);
-            check_unary<bf16>(relu2_twin, relu2_forward, relu2_backward, device, offset);
+        for (uint32_t odd_ones : misalignments(0)) {
+            check_unary<float>(relu2_twin, relu2_forward, relu2_backward, device, odd_ones);
+            check_unary<bf16>(relu2_twin, relu2_forward, relu2_backward, device, odd_ones);
         }
     }
 }
@@ -180,15 +184,15 @@ TEST(Relu2, EqualsItsTwinAndFiniteDifferences) {
 TEST(SwiGlu, EqualsItsTwinAndFiniteDifferences) {
     for_each_isa([] {
         for (auto [rows, width] : kMatrices) {
-            check_swiglu<float>(rows, width, Device::cpu, 1);
-            check_swiglu<bf16>(rows, width, Device::cpu, 1);
+            check_swiglu<float>(rows, width, Device::cpu);
+            check_swiglu<bf16>(rows, width, Device::cpu);
         }
     });
     for (Device device : gpus()) {
         for (auto [rows, width] : kMatrices) {
-            for (int64_t offset : {0, 1}) {
-                check_swiglu<float>(rows, width, device, offset);
-                check_swiglu<bf16>(rows, width, device, offset);
+            for (uint32_t odd_ones : misalignments(4)) {
+                check_swiglu<float>(rows, width, device, odd_ones);
+                check_swiglu<bf16>(rows, width, device, odd_ones);
             }
         }
     }
@@ -206,9 +210,9 @@ TEST(Activations, ExtremesSaturateAndNaNPropagates) {
 }
 
 TEST(Residual, AddsInF32AndRoundsOnce) {
-    for_each_isa([] { check_residual_sums(Device::cpu, 1); });
+    for_each_isa([] { check_residual_sums(Device::cpu); });
     for (Device device : gpus()) {
-        for (int64_t offset : {0, 1}) check_residual_sums(device, offset);
+        for (uint32_t odd_ones : misalignments(6)) check_residual_sums(device, odd_ones);
     }
 }
 

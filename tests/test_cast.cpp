@@ -16,12 +16,13 @@ Values awkward_values(int64_t n) {
     return values;
 }
 
-void check_pairs(Device device, int64_t offset) {
+void check_pairs(Device device, uint32_t odd_ones = 0) {
     for (int64_t n : kSizes) {
-        SCOPED_TRACE(cat({device_name(device), " ", n, " + ", offset}));
+        SCOPED_TRACE(cat({device_name(device), " ", n, ", odd ", odd_ones}));
+        const int64_t offset = device == Device::cpu;
         Guarded<float> x32(awkward_values(n), offset), from16(n), copy32(n);
         Guarded<bf16> from32(n, 3 * offset), copy16(n);
-        OnDevice on(device);
+        OnDevice on(device, odd_ones);
         cast(on(from32.tensor()), on(x32.tensor()));
         cast(on(from16.tensor()), on(from32.tensor()));
         cast(on(copy32.tensor()), on(x32.tensor()));
@@ -63,12 +64,13 @@ void check_stochastic(Device device, int64_t n, int64_t first_index) {
     }
 }
 
-void check_filling_and_scaling(Device device, int64_t offset) {
+void check_filling_and_scaling(Device device, uint32_t odd_ones = 0) {
     for (int64_t n : kSizes) {
-        SCOPED_TRACE(cat({device_name(device), " ", n, " + ", offset}));
+        SCOPED_TRACE(cat({device_name(device), " ", n, ", odd ", odd_ones}));
+        const int64_t offset = device == Device::cpu;
         Guarded<bf16> zero(Values(n, 3.0), offset);
         Guarded<float> x(normal_values(n, 1), 3), scaled(normal_values(n, 1), offset);
-        OnDevice on(device);
+        OnDevice on(device, odd_ones);
         fill_zero(on(zero.tensor()));
         scale_in_place(on(scaled.tensor()), 0.3f);
         on.fetch();
@@ -80,9 +82,9 @@ void check_filling_and_scaling(Device device, int64_t offset) {
 }  // namespace
 
 TEST(Cast, EveryPairEqualsTheScalarRuleToTheBit) {
-    for_each_isa([] { check_pairs(Device::cpu, 1); });
+    for_each_isa([] { check_pairs(Device::cpu); });
     for (Device device : gpus()) {
-        for (int64_t offset : {0, 1}) check_pairs(device, offset);
+        for (uint32_t odd_ones : misalignments(5)) check_pairs(device, odd_ones);
     }
 }
 
@@ -111,9 +113,9 @@ TEST(Cast, StochasticRoundingIsUnbiased) {
 }
 
 TEST(Cast, FillsAndScales) {
-    for_each_isa([] { check_filling_and_scaling(Device::cpu, 1); });
+    for_each_isa([] { check_filling_and_scaling(Device::cpu); });
     for (Device device : gpus()) {
-        for (int64_t offset : {0, 1}) check_filling_and_scaling(device, offset);
+        for (uint32_t odd_ones : misalignments(0)) check_filling_and_scaling(device, odd_ones);
     }
 }
 
