@@ -2,7 +2,12 @@
 // differences, packed documents and any number of threads bit for bit, decoding against the forward pass.
 #include "kernels/attention.h"
 
+#include "tests/on_device.h"
 #include "tests/op_check.h"
+
+namespace simt {
+void set_seed(uint64_t seed);  // of the order in which the emulator runs threads (kernels/simt/simt.h)
+}
 
 namespace {
 
@@ -113,36 +118,48 @@ struct Outputs {
     Guarded<float> lse;
 };
 
-// Forward and backward; every buffer unaligned by one element. `out` for the backward is the twin's, so that
-// its error is its own.
+// Where a case runs, how many elements its buffers are away from an aligned address, and how many empty
+// documents fill cu_seqlens up.
+struct Place {
+    Device device = Device::cpu;
+    int64_t offset = 1;
+    int64_t padding = 0;
+};
+
+// Forward and backward.
 template <class T>
-Outputs<T> run(const Case& c, const Values& qkv_values, const Values& dout_values, MatmulMath math) {
+Outputs<T> run(const Case& c, const Values& qkv_values, const Values& dout_values, MatmulMath math,
+               const Place& place = {}) {
     const int64_t n = c.num_tokens();
-    const Guarded<T> qkv(qkv_values, 1), dout(dout_values, 1);
-    Outputs<T> o{Guarded<T>(n * c.channels(), 1), Guarded<T>(n * c.wide(), 1),
-                 Guarded<float>(n * c.num_heads, 1)};
+    const Guarded<T> qkv(qkv_values, place.offset), dout(dout_values, place.offset);
+    Outputs<T> o{Guarded<T>(n * c.channels(), place.offset), Guarded<T>(n * c.wide(), place.offset),
+                 Guarded<float>(n * c.num_heads, place.offset)};
     std::vector<int32_t> bounds = c.bounds();
-    const Tensor cu = tensor_of(bounds.data(), static_cast<int64_t>(bounds.size()));
-    attention_forward(o.out.tensor(n, c.channels()), o.lse.tensor(c.num_heads, n), qkv.tensor(n, c.wide()),
-                      cu, c.shape(), math);
-    const Guarded<float> scratch(attention_backward_scratch_bytes(n, c.max_length(), c.dim, c.shape()) / 4);
+    bounds.resize(bounds.size() + static_cast<size_t>(place.padding), bounds.back());
+    OnDevice on(place.device);
+    const Tensor cu = on(tensor_of(bounds.data(), static_cast<int64_t>(bounds.size())));
+    const Tensor out = on(o.out.tensor(n, c.channels())), lse = on(o.lse.tensor(c.num_heads, n));
+    const Tensor inputs = on(qkv.tensor(n, c.wide()));
+    attention_forward(out, lse, inputs, cu, c.shape(), math);
+    const Guarded<float> scratch(
+        attention_backward_scratch_bytes(n, c.max_length(), c.dim, c.shape(), place.device) / 4);
     const Tensor scratch_bytes = make_tensor(scratch.data(), DType::u8, scratch.size() * 4);
-    attention_backward(o.dqkv.tensor(n, c.wide()), dout.tensor(n, c.channels()),
-                       o.out.tensor(n, c.channels()), o.lse.tensor(c.num_heads, n), qkv.tensor(n, c.wide()),
-                       cu, c.shape(), math, scratch_bytes);
+    attention_backward(on(o.dqkv.tensor(n, c.wide())), on(dout.tensor(n, c.channels())), out, lse, inputs, cu,
+                       c.shape(), math, on(scratch_bytes));
+    on.fetch();
     return o;
 }
 
 // Operand: what the products see of a T.
-template <class T, class Operand>
-void expect_twin(MatmulMath math, double tolerance) {
-    for (const Case& c : kCases) {
+template <class T, class Operand, class Cases>
+void expect_twin(const Cases& cases, MatmulMath math, double tolerance, const Place& place = {}) {
+    for (const Case& c : cases) {
         SCOPED_TRACE(c.text());
         const int64_t n = c.num_tokens();
         const Values qkv = representable<T>(normal_values(n * c.wide(), 1));
         const Values dout = representable<T>(normal_values(n * c.channels(), 2));
         const Twin expected = twin(c, representable<Operand>(qkv), representable<Operand>(dout));
-        const Outputs<T> actual = run<T>(c, qkv, dout, math);
+        const Outputs<T> actual = run<T>(c, qkv, dout, math, place);
         expect_close(actual.out.values(), expected.out, tolerance, "out");
         expect_close(actual.lse.values(), expected.lse, tolerance, "lse");
         expect_close(actual.dqkv.values(), expected.dqkv, tolerance, "dqkv");
@@ -162,15 +179,59 @@ TEST(Attention, TwinGradientIsTheDerivative) {
 
 // f32: sums of up to 400 products and a 2^x good to 1 ulp; errors of a few 1e-6 relative to the tensor's rms.
 TEST(Attention, MatchesTwinF32) {
-    for_each_isa([] { expect_twin<float, float>(MatmulMath::f32, 2e-5); });
+    for_each_isa([] { expect_twin<float, float>(kCases, MatmulMath::f32, 2e-5); });
 }
 // bf16 carries 8 bits: relative rounding 2^-9 = 0.002 for each of q, k, v, P, dS and the result. Scores of
 // order 3 move by 0.01, so P does too; five such errors in a row stay below 0.06 of the rms.
 TEST(Attention, MatchesTwinBf16) {
-    for_each_isa([] { expect_twin<bf16, bf16>(MatmulMath::bf16, 0.06); });
+    for_each_isa([] { expect_twin<bf16, bf16>(kCases, MatmulMath::bf16, 0.06); });
 }
 TEST(Attention, MatchesTwinF32TensorsBf16Products) {
-    for_each_isa([] { expect_twin<float, bf16>(MatmulMath::bf16, 0.06); });
+    for_each_isa([] { expect_twin<float, bf16>(kCases, MatmulMath::bf16, 0.06); });
+}
+
+// ---- on GPUs: every compiled head size, with several tiles of queries and of keys whoever walks over them
+// ----
+
+const Case kTensorCoreCases[] = {
+    {{1}, 1, 1, 8},
+    {{389, 17}, 1, 1, 8},
+    {{5, 1, 1, 40, 2}, 4, 2, 16},
+    {{0, 3, 0, 0, 110, 0}, 2, 1, 24},
+    {{130}, 2, 2, 32, 1},
+    {{270}, 1, 1, 64},
+    {{61, 190}, 2, 1, 40, 50},
+    {{70, 1, 131}, 1, 1, 80},
+    {{35}, 2, 2, 72, 0, 0.5f},
+    {{33, 170}, 1, 1, 128, 100},
+    {{40}, 3, 1, 104},
+    {{135}, 1, 1, 256},
+    {{20, 90}, 2, 1, 200, 30},
+};
+const Case kF32Cases[] = {
+    {{1}, 1, 1, 8},       {{5, 1, 1, 40, 2}, 4, 2, 16}, {{0, 3, 0, 0, 140, 0}, 1, 1, 24},
+    {{70}, 2, 1, 64, 20}, {{70, 11}, 1, 1, 72},         {{40}, 4, 2, 128, 20, 0.5f},
+    {{40, 3}, 2, 1, 256}, {{35}, 2, 2, 136, 9},
+};
+const Case kConvertedCases[] = {
+    {{100, 41}, 1, 1, 24}, {{135}, 1, 1, 64}, {{80}, 1, 1, 96, 33}, {{70}, 2, 1, 128}, {{70}, 1, 1, 256},
+};
+const Case kUnalignedCases[] = {{{70, 3}, 2, 1, 40}, {{33}, 1, 1, 104, 7}, {{19}, 1, 1, 136}};
+
+template <class T, class Operand, class Cases>
+void expect_twin_on_gpus(const Cases& cases, MatmulMath math, double tolerance) {
+    for (Device device : gpus()) {
+        SCOPED_TRACE(device_name(device));
+        expect_twin<T, Operand>(cases, math, tolerance, {.device = device, .offset = 0});
+        expect_twin<T, Operand>(kUnalignedCases, math, tolerance, {.device = device, .offset = 1});
+    }
+}
+TEST(Attention, GpuMatchesTwinF32) { expect_twin_on_gpus<float, float>(kF32Cases, MatmulMath::f32, 2e-5); }
+TEST(Attention, GpuMatchesTwinBf16) {
+    expect_twin_on_gpus<bf16, bf16>(kTensorCoreCases, MatmulMath::bf16, 0.06);
+}
+TEST(Attention, GpuMatchesTwinF32TensorsBf16Products) {
+    expect_twin_on_gpus<float, bf16>(kConvertedCases, MatmulMath::bf16, 0.06);
 }
 
 template <class T>
@@ -200,10 +261,10 @@ std::vector<uint8_t> rows_of(const Guarded<T>& all, int64_t first, int64_t count
 }
 
 template <class T>
-void expect_same_bits_alone(const Case& packed, MatmulMath math) {
+void expect_same_bits_alone(const Case& packed, MatmulMath math, const Place& place = {}) {
     const Values qkv = normal_values(packed.num_tokens() * packed.wide(), 7);
     const Values dout = normal_values(packed.num_tokens() * packed.channels(), 8);
-    const Outputs<T> all = run<T>(packed, qkv, dout, math);
+    const Outputs<T> all = run<T>(packed, qkv, dout, math, place);
     int64_t first = 0;
     for (int32_t length : packed.lengths) {
         Case alone = packed;
@@ -211,7 +272,8 @@ void expect_same_bits_alone(const Case& packed, MatmulMath math) {
         const auto slice = [&](const Values& values, int64_t width) {
             return Values(values.begin() + first * width, values.begin() + (first + length) * width);
         };
-        const Outputs<T> one = run<T>(alone, slice(qkv, packed.wide()), slice(dout, packed.channels()), math);
+        const Outputs<T> one =
+            run<T>(alone, slice(qkv, packed.wide()), slice(dout, packed.channels()), math, place);
         EXPECT_TRUE(one.out.bytes() == rows_of(all.out, first, length, packed.channels()))
             << "out at " << first;
         EXPECT_TRUE(one.dqkv.bytes() == rows_of(all.dqkv, first, length, packed.wide()))
@@ -234,8 +296,56 @@ TEST(Attention, SameBitsAloneOrPacked) {
     }
 }
 
+TEST(Attention, GpuSameBitsAloneOrPacked) {
+    for (Device device : gpus()) {
+        SCOPED_TRACE(device_name(device));
+        const Case narrow{{31, 1, 97, 2, 96, 1}, 2, 1, 24}, wide{{49, 70}, 1, 1, 128, 30};
+        expect_same_bits_alone<float>(narrow, MatmulMath::f32, {device, 0});
+        expect_same_bits_alone<bf16>(narrow, MatmulMath::bf16, {device, 0});
+        expect_same_bits_alone<bf16>(wide, MatmulMath::bf16, {device, 0});
+    }
+}
+
+// Also in other orders of the threads, at other addresses, and with cu_seqlens filled up to a fixed length.
+template <class T>
+void expect_same_bits_again(const Case& c, MatmulMath math, Device device) {
+    const Values qkv = normal_values(c.num_tokens() * c.wide(), 5);
+    const Values dout = normal_values(c.num_tokens() * c.channels(), 6);
+    const auto bytes = all_bytes(run<T>(c, qkv, dout, math, {device, 0}));
+    for (int64_t padding : {1, 40, 1200}) {
+        simt::set_seed(static_cast<uint64_t>(padding));
+        EXPECT_TRUE(all_bytes(run<T>(c, qkv, dout, math, {device, 0, padding})) == bytes) << padding;
+    }
+    EXPECT_TRUE(all_bytes(run<T>(c, qkv, dout, math, {device, 1})) == bytes) << "unaligned";
+}
+TEST(Attention, GpuSameBitsAgain) {
+    for (Device device : gpus()) {
+        SCOPED_TRACE(device_name(device));
+        const Case c{{45, 1, 0, 30}, 4, 2, 24, 40};
+        expect_same_bits_again<float>(c, MatmulMath::f32, device);
+        expect_same_bits_again<float>(c, MatmulMath::bf16, device);
+        expect_same_bits_again<bf16>(c, MatmulMath::bf16, device);
+    }
+}
+// More documents than one look of a warp tells apart, and more of them in a tile.
+TEST(Attention, GpuFindsAnyOfManyDocuments) {
+    Case c{{}, 1, 1, 8};
+    for (int32_t i = 0; i < 400; ++i) c.lengths.push_back(i % 7 == 3 ? 5 : i % 3 == 0);
+    for (Device device : gpus()) {
+        SCOPED_TRACE(device_name(device));
+        expect_twin<bf16, bf16>(std::vector<Case>{c}, MatmulMath::bf16, 0.06, {device, 0, 700});
+        expect_twin<float, float>(std::vector<Case>{c}, MatmulMath::f32, 2e-5, {device, 0, 700});
+    }
+}
+
 TEST(Attention, NothingToDo) {
-    for (const Case& c : {Case{{}, 2, 1, 8}, Case{{0, 0}, 2, 1, 8}}) run<float>(c, {}, {}, MatmulMath::f32);
+    for (const Case& c : {Case{{}, 2, 1, 8}, Case{{0, 0}, 2, 1, 8}}) {
+        run<float>(c, {}, {}, MatmulMath::f32);
+        for (Device device : gpus()) {
+            run<float>(c, {}, {}, MatmulMath::f32, {device});
+            run<bf16>(c, {}, {}, MatmulMath::bf16, {device});
+        }
+    }
 }
 
 // Scores of +-3e4 leave one key per query; exp must neither overflow nor make NaN of masked entries.
@@ -248,6 +358,10 @@ TEST(Attention, LargeScores) {
         // Scores of 3e4 have an f32 spacing of 2^-9; where two keys tie to that, P moves by as much.
         expect_close(run<float>(c, qkv, dout, MatmulMath::f32).out.values(), expected.out, 0.01, "out");
     });
+    for (Device device : gpus()) {
+        expect_close(run<float>(c, qkv, dout, MatmulMath::f32, {device}).out.values(), expected.out, 0.01,
+                     "out");
+    }
 }
 
 TEST(Attention, NanReachesEveryLaterTokenOfItsDocumentOnly) {
@@ -270,39 +384,94 @@ TEST(Attention, NanReachesEveryLaterTokenOfItsDocumentOnly) {
     }
 }
 
+// Whatever is NaN in the middle document, and whatever tiles it shares with its neighbours.
+template <class T>
+void expect_nan_stays(const Case& c, MatmulMath math, Device device) {
+    const int64_t first = c.lengths[0], end = first + c.lengths[1], poisoned = first + 9;
+    for (int64_t column : {0, 8, 16, -1}) {  // of a query, a key, a value; of dout
+        SCOPED_TRACE(cat({c.text(), " column ", column}));
+        Values qkv = normal_values(c.num_tokens() * c.wide(), 11);
+        Values dout = normal_values(c.num_tokens() * c.channels(), 12);
+        (column >= 0 ? qkv[static_cast<size_t>(poisoned * c.wide() + column / 8 * c.dim)]
+                     : dout[static_cast<size_t>(poisoned * c.channels())]) = NAN;
+        const Outputs<T> o = run<T>(c, qkv, dout, math, {device, 0});
+        const auto has_nan = [&](const Values& values, int64_t token, int64_t width) {
+            const auto row = values.begin() + token * width;
+            return std::any_of(row, row + width, [](double x) { return std::isnan(x); });
+        };
+        const Values out = o.out.values(), dqkv = o.dqkv.values();
+        for (int64_t n = 0; n < c.num_tokens(); ++n) {
+            if (n < first || n >= end) {
+                EXPECT_FALSE(has_nan(out, n, c.channels())) << n;
+                EXPECT_FALSE(has_nan(dqkv, n, c.wide())) << n;
+            } else if (n == poisoned || (n > poisoned && column > 0)) {
+                EXPECT_EQ(has_nan(out, n, c.channels()), column >= 0) << n;
+                EXPECT_TRUE(has_nan(dqkv, n, c.wide())) << n;
+            }
+        }
+    }
+}
+TEST(Attention, GpuNanStaysInItsDocument) {
+    for (Device device : gpus()) {
+        SCOPED_TRACE(device_name(device));
+        for (const Case& c : {Case{{20, 30, 10}, 1, 1, 8}, Case{{3, 12, 4}, 1, 1, 72}}) {
+            expect_nan_stays<float>(c, MatmulMath::f32, device);
+            expect_nan_stays<float>(c, MatmulMath::bf16, device);
+            expect_nan_stays<bf16>(c, MatmulMath::bf16, device);
+        }
+    }
+}
+
 // The last n rows of a forward pass, computed from a cache. Both sum in f32, in other orders and, for bf16
 // tensors, with or without rounding P: tolerances as against the twin.
 template <class T>
-void expect_cached_like_forward(double tolerance) {
-    for (Case c : {Case{{150}, 4, 2, 64}, Case{{37}, 8, 1, 24}, Case{{300}, 2, 2, 128, 33},
-                   Case{{20}, 18, 2, 8}, Case{{9}, 1, 1, 80}, Case{{90}, 3, 3, 256}}) {
+void expect_cached_like_forward(std::initializer_list<Case> cases, double tolerance,
+                                const Place& place = {}) {
+    for (const Case& c : cases) {
         const int64_t total = c.num_tokens(), kv = c.num_kv_heads * c.dim;
         const Values qkv_values = representable<T>(normal_values(total * c.wide(), 13));
         const Values expected = twin(c, qkv_values, Values(static_cast<size_t>(total * c.channels()))).out;
-        const Guarded<T> k((total + 2) * kv, 1), v((total + 2) * kv, 1);  // two rows more than are used
+        const Guarded<T> k((total + 2) * kv, place.offset), v((total + 2) * kv, place.offset);  // two unused
         for (int64_t n = 0; n < total; ++n) {
             for (int64_t i = 0; i < kv; ++i) {
                 k[n * kv + i] = rounded<T>(qkv_values[n * c.wide() + c.channels() + i]);
                 v[n * kv + i] = rounded<T>(qkv_values[n * c.wide() + c.channels() + kv + i]);
             }
         }
-        for (int64_t n : {int64_t{0}, int64_t{1}, int64_t{3}, int64_t{9}, total}) {
+        for (int64_t n : {int64_t{0}, int64_t{1}, int64_t{3}, int64_t{9}, int64_t{16}, total}) {
             if (n > total) continue;
             SCOPED_TRACE(c.text() + cat({" n=", n}));
-            const Guarded<T> qkv(Values(qkv_values.end() - n * c.wide(), qkv_values.end()), 1);
-            const Guarded<T> out(n * c.channels(), 1);
-            attention_cached(out.tensor(n, c.channels()), qkv.tensor(n, c.wide()), k.tensor(total + 2, kv),
-                             v.tensor(total + 2, kv), total - n, c.shape());
+            const Guarded<T> qkv(Values(qkv_values.end() - n * c.wide(), qkv_values.end()), place.offset);
+            const Guarded<T> out(n * c.channels(), place.offset);
+            OnDevice on(place.device);
+            attention_cached(on(out.tensor(n, c.channels())), on(qkv.tensor(n, c.wide())),
+                             on(k.tensor(total + 2, kv)), on(v.tensor(total + 2, kv)), total - n, c.shape());
+            on.fetch();
             expect_close(out.values(), Values(expected.end() - n * c.channels(), expected.end()), tolerance,
                          "out");
         }
     }
 }
 TEST(Attention, CachedMatchesTwin) {
-    for_each_isa([] {
-        expect_cached_like_forward<float>(2e-5);
-        expect_cached_like_forward<bf16>(0.06);
+    const std::initializer_list<Case> cases = {{{150}, 4, 2, 64}, {{37}, 8, 1, 24}, {{300}, 2, 2, 128, 33},
+                                               {{20}, 18, 2, 8},  {{9}, 1, 1, 80},  {{90}, 3, 3, 256}};
+    for_each_isa([&] {
+        expect_cached_like_forward<float>(cases, 2e-5);
+        expect_cached_like_forward<bf16>(cases, 0.06);
     });
+}
+// Three rounds of the block over the keys: 4 keys a thread at a time, 32 threads for a head of 256, 4 for 32.
+TEST(Attention, GpuCachedMatchesTwin) {
+    const std::initializer_list<Case> cases = {
+        {{70}, 1, 1, 256}, {{150}, 4, 2, 64, 133}, {{300}, 2, 2, 128, 33}, {{20}, 18, 2, 8}, {{9}, 1, 1, 80}};
+    const std::initializer_list<Case> unaligned = {{{70}, 3, 1, 40}, {{30}, 1, 1, 96}};
+    for (Device device : gpus()) {
+        SCOPED_TRACE(device_name(device));
+        expect_cached_like_forward<float>(cases, 2e-5, {device, 0});
+        expect_cached_like_forward<bf16>(cases, 0.06, {device, 0});
+        expect_cached_like_forward<float>(unaligned, 2e-5, {device, 1});
+        expect_cached_like_forward<bf16>(unaligned, 0.06, {device, 1});
+    }
 }
 
 TEST(Attention, RefusesWrongArguments) {
@@ -324,6 +493,26 @@ TEST(Attention, RefusesWrongArguments) {
                         attention_backward(qkv, out, out, lse, qkv, cu, {1, 1}, MatmulMath::f32, small);
                     }),
                     {"attention_backward", "scratch"});
+    for (Device device : gpus()) {
+        OnDevice on(device);
+        const Tensor lots = on(tensor_of(memory, 64));
+        const auto part = [&](DType dtype, int64_t d0, int64_t d1 = -1) {
+            Tensor t = make_tensor(lots.data, dtype, d0, d1);
+            t.device = device;
+            return t;
+        };
+        const Tensor rows = part(DType::f32, 2, 8), wide = part(DType::f32, 2, 24);
+        const Tensor two = part(DType::f32, 1, 2), seqlens = part(DType::i32, 2);
+        expect_mentions(check_failure([&] {
+                            attention_backward(wide, rows, rows, two, wide, seqlens, {1, 1}, MatmulMath::f32,
+                                               part(DType::u8, 7));
+                        }),
+                        {"attention_backward", "scratch", "8 bytes"});
+        expect_mentions(check_failure([&] {
+                            attention_forward(rows, lse, wide, seqlens, {1, 1}, MatmulMath::f32);
+                        }),
+                        {"attention_forward", "lse", "another device"});
+    }
 }
 
 }  // namespace
