@@ -157,7 +157,7 @@ void multiply(Product product, Stream stream) {
     product.b.packed = product.b.lines.packed();
     output.packed = output.out.packed() && output.bias.packed() && output.pre_activation.packed() &&
                     output.gelu_pre.packed() && output.addend.packed();
-    if (library_matmul(product, stream)) return;
+    if (!matmul_plan_is_forced() && library_matmul(product, stream)) return;
 
     const MatmulPlan plan = plan_matmul(output.rows, output.columns, product.inner, product.may_split);
     const int inner_per_split =

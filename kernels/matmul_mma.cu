@@ -134,7 +134,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
                 copy_a.copy(tile_a(step));
                 copy_b.copy(tile_b(step));
             }
-            cp_async_commit();  // an empty group too: groups are counted
+            cp_async_commit();  // an empty group too: groups are counted, and at the end all others have
+                                // arrived
         };
         for (int step = 0; step < Tile::kStages - 1; ++step) fetch(step);
         for (int step = 0; step < steps; ++step) {
@@ -145,7 +146,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
             fetch(step + Tile::kStages - 1);
             multiply_stage<Tile, SharedA, SharedB>(sums, tile_a(step), tile_b(step), warp_row, warp_column);
         }
-        cp_async_wait<0>();
     } else {
         StagedTile<Tile::kRows, kInner, kRowsA, Tile::kThreads, false> staged_a;
         StagedTile<Tile::kColumns, kInner, kRowsB, Tile::kThreads, false> staged_b;

@@ -38,4 +38,6 @@ MatmulPlan plan_matmul(int64_t rows, int64_t columns, int64_t inner, bool may_sp
 void force_matmul_plan(const MatmulPlan* plan) {
     g_forced = plan != nullptr ? std::optional(*plan) : std::nullopt;
 }
+
+bool matmul_plan_is_forced() { return g_forced.has_value(); }
 #endif

@@ -16,5 +16,7 @@ constexpr int64_t matmul_tile_size(MatmulTile tile) { return tile == MatmulTile:
 constexpr int64_t kMatmulMostSplitSums = int64_t{264} * 128 * 128;
 
 MatmulPlan plan_matmul(int64_t rows, int64_t columns, int64_t inner, bool may_split);
-// For tests and benchmarks: this plan for all products (its splits where may_split), until null is given.
+// For tests and benchmarks: this plan for all products (its splits where may_split) and no library, until
+// null is given.
 void force_matmul_plan(const MatmulPlan* plan);
+bool matmul_plan_is_forced();

@@ -1,7 +1,14 @@
 // The GPU's matrix products against the same twins as the CPU's, in every way a product can be cut: both
 // tiles, split sums, every layout and type of operands, aligned and not. Shapes have several tiles in both
 // directions, several turns of each pipeline and ragged ends everywhere.
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "core/io.h"
 #include "kernels/matmul_plan.h"
+#include "kernels/matmul_plan_cache.h"
 #include "tests/matmul_check.h"
 
 namespace {
@@ -45,6 +52,47 @@ TEST(MatmulGpu, PlansFollowTheShape) {
         const MatmulPlan p = plan(m, 768, 1 << 20, true);
         EXPECT_LE(p.splits * m * 768, kMatmulMostSplitSums) << m;
     }
+}
+
+TEST(MatmulPlanCache, KeepsPlansOfItsVersionsOnly) {
+    const std::string directory = testing::TempDir() + "ingot_plans_" + std::to_string(getpid());
+    const std::string path = directory + "/below/plans";  // directories are made
+    const std::vector<uint8_t> one{0, 1, 254}, two{171};
+    {
+        MatmulPlanCache cache(path, "library 1");
+        EXPECT_EQ(cache.find("a"), nullptr);
+        cache.add("a", two);
+        cache.add("a", one);
+        cache.add("b", two);
+        EXPECT_EQ(*cache.find("a"), one);
+    }
+    EXPECT_EQ(read_file(path), "library 1\na 0001fe\nb ab\n");
+    const MatmulPlanCache again(path, "library 1"), newer(path, "library 2");
+    ASSERT_NE(again.find("a"), nullptr);
+    EXPECT_EQ(*again.find("a"), one);
+    EXPECT_EQ(*again.find("b"), two);
+    EXPECT_EQ(newer.find("a"), nullptr) << "of another library";
+    write_file_atomic(path, "library 1\na 00x1\nb 001\nc \nno_space\nd 10\n");
+    const MatmulPlanCache damaged(path, "library 1");
+    for (const char* key : {"a", "b", "c", "no_space"}) EXPECT_EQ(damaged.find(key), nullptr) << key;
+    EXPECT_NE(damaged.find("d"), nullptr) << "what can be read counts";
+
+    MatmulPlanCache nowhere("", "v"), refused(path + "/is_no_directory/plans", "v");
+    for (MatmulPlanCache* cache : {&nowhere, &refused}) {
+        cache->add("a", one);
+        EXPECT_EQ(*cache->find("a"), one) << "kept in memory";
+    }
+    std::filesystem::remove_all(directory);
+}
+
+TEST(MatmulPlanCache, LiesWhereTheEnvironmentSays) {
+    const char* kept = std::getenv("INGOT_PLAN_CACHE");
+    const std::string kept_value = kept != nullptr ? kept : "";
+    setenv("INGOT_PLAN_CACHE", "/somewhere/plans", 1);
+    EXPECT_EQ(matmul_plan_path(), "/somewhere/plans");
+    unsetenv("INGOT_PLAN_CACHE");
+    EXPECT_EQ(matmul_plan_path(), std::string(std::getenv("HOME")) + "/.cache/ingot/matmul_plans");
+    if (kept != nullptr) setenv("INGOT_PLAN_CACHE", kept_value.c_str(), 1);
 }
 
 TEST(MatmulGpu, EveryLayoutDtypeAndShapeEqualsItsTwin) {
@@ -139,7 +187,9 @@ TEST(MatmulGpu, EmptyBatch) {
     for (Device device : gpus()) check_empty_batch(device);
 }
 
+// These are promises of our own kernels, not of the library's.
 TEST(MatmulGpu, RowsDoNotDependOnTheirPlace) {
+    const ForcedPlan forced(kSmall);
     for (Device device : gpus()) {
         check_row_placement<float>({70, 35, 53}, device, 23);
         check_row_placement<bf16>({70, 72, 80}, device, 23);
@@ -151,9 +201,13 @@ template <class T>
 void check_same_bits(const Shape& s) {
     expect_same_bits_on_gpus([&](Device device) { return all_products<T>(s, device); });
     for (Device device : gpus()) {
-        const std::vector<uint8_t> once = all_products<T>(s, device);
-        EXPECT_TRUE(all_products<T>(s, device, 1) == once) << "unaligned";
-        const ForcedPlan forced(kLarge);
+        std::vector<uint8_t> once;
+        {
+            const ForcedPlan small(kSmall);
+            once = all_products<T>(s, device);
+            EXPECT_TRUE(all_products<T>(s, device, 1) == once) << "unaligned";
+        }
+        const ForcedPlan large(kLarge);
         EXPECT_TRUE(all_products<T>(s, device) == once) << "large tiles";
     }
     const ForcedPlan split({MatmulTile::small, 3});
