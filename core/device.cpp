@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/log.h"
 
 namespace on_simt {
 const DeviceRuntime& device_runtime();
@@ -126,7 +127,7 @@ HostCopy::HostCopy(Tensor t) : tensor_(t) {
 }
 
 DeviceEvent::DeviceEvent(Device device) : device_(device) {
-    if (device != Device::cpu) handle_ = opened_runtime(device).make_event();
+    if (device != Device::cpu) handle_ = opened_runtime(device).make_event(false);
 }
 DeviceEvent::DeviceEvent(DeviceEvent&& other) noexcept
     : device_(other.device_), handle_(std::exchange(other.handle_, nullptr)) {}
@@ -138,6 +139,41 @@ void DeviceEvent::record() {
 }
 void DeviceEvent::wait() {
     if (handle_ != nullptr) runtime_of(device_).wait_event(handle_);
+}
+
+DeviceTimer::DeviceTimer(Device device) : device_(device) {
+    if (device == Device::cpu) return;
+    begin_ = opened_runtime(device).make_event(true);
+    end_ = runtime_of(device).make_event(true);
+}
+DeviceTimer::DeviceTimer(DeviceTimer&& other) noexcept
+    : device_(other.device_),
+      begin_(std::exchange(other.begin_, nullptr)),
+      end_(std::exchange(other.end_, nullptr)),
+      host_begin_(other.host_begin_),
+      host_end_(other.host_end_) {}
+DeviceTimer::~DeviceTimer() {
+    if (begin_ != nullptr) runtime_of(device_).free_event(begin_);
+    if (end_ != nullptr) runtime_of(device_).free_event(end_);
+}
+void DeviceTimer::start() {
+    if (device_ == Device::cpu) {
+        host_begin_ = seconds_now();
+    } else {
+        runtime_of(device_).record_event(begin_);
+    }
+}
+void DeviceTimer::stop() {
+    if (device_ == Device::cpu) {
+        host_end_ = seconds_now();
+    } else {
+        runtime_of(device_).record_event(end_);
+    }
+}
+double DeviceTimer::ms() {
+    if (device_ == Device::cpu) return (host_end_ - host_begin_) * 1e3;
+    runtime_of(device_).wait_event(end_);
+    return runtime_of(device_).event_ms(begin_, end_);
 }
 
 DeviceGraph::DeviceGraph(DeviceGraph&& other) noexcept

@@ -18,6 +18,8 @@ struct DeviceInfo {
     int64_t total_bytes = 0, free_bytes = 0;
     int capability = 0;  // 90 for compute capability 9.0
     int num_multiprocessors = 0;
+    int64_t l2_bytes = 0;         // 0: not known
+    std::string driver, toolkit;  // newest CUDA that the driver can run, CUDA of this build: "13.0"
 };
 // Chooses the device `index` for this process and starts its runtime; throws InputError with a hint when
 // there is none, when it is too old, or when its driver is older than the toolkit of the build. Nothing to do
@@ -64,6 +66,23 @@ private:
     void* handle_ = nullptr;
 };
 
+// How long the device took between two points of its compute stream, by its own clock; the host need not wait
+// for either. On the CPU: wall time.
+class DeviceTimer {
+public:
+    explicit DeviceTimer(Device device);
+    DeviceTimer(DeviceTimer&& other) noexcept;
+    ~DeviceTimer();
+    void start();  // behind everything queued so far
+    void stop();   // likewise
+    double ms();   // waits until the device has come to where stop() was called
+
+private:
+    Device device_;
+    void *begin_ = nullptr, *end_ = nullptr;
+    double host_begin_ = 0, host_end_ = 0;
+};
+
 // A sequence of launches and copies on a device, recorded once and launched again as one (a CUDA graph): the
 // same kernels with the same arguments.
 class DeviceGraph {
@@ -97,10 +116,11 @@ struct DeviceRuntime {
     void (*wait)(Stream stream);
     void (*synchronize)();
     void* (*compute_stream)();
-    void* (*make_event)();
+    void* (*make_event)(bool timing);
     void (*free_event)(void* event);
     void (*record_event)(void* event);
     void (*wait_event)(void* event);
+    double (*event_ms)(void* begin, void* end);  // both timing, recorded and passed
     void (*begin_graph)();
     void* (*end_graph)(bool keep);
     void (*launch_graph)(void* graph);

@@ -77,17 +77,26 @@ void open(int index) {
 }
 
 DeviceInfo info() {
-    int index = 0;
+    int index = 0, driver = 0, runtime = 0;
     size_t free = 0, total = 0;
     cudaDeviceProp properties;
     REQUIRE(cudaGetDevice(&index));
     REQUIRE(cudaGetDeviceProperties(&properties, index));
     REQUIRE(cudaMemGetInfo(&free, &total));
+    REQUIRE(cudaDriverGetVersion(&driver));
+    REQUIRE(cudaRuntimeGetVersion(&runtime));
+    int64_t l2_bytes = 0;
+#if defined(__CUDACC__)  // the emulator has no caches
+    l2_bytes = properties.l2CacheSize;
+#endif
     return {.name = properties.name,
             .total_bytes = static_cast<int64_t>(total),
             .free_bytes = static_cast<int64_t>(free),
             .capability = properties.major * 10 + properties.minor,
-            .num_multiprocessors = properties.multiProcessorCount};
+            .num_multiprocessors = properties.multiProcessorCount,
+            .l2_bytes = l2_bytes,
+            .driver = version_text(driver),
+            .toolkit = version_text(runtime)};
 }
 
 cudaStream_t handle_of(Stream stream) {
@@ -125,14 +134,19 @@ void wait(Stream stream) { REQUIRE(cudaStreamSynchronize(handle_of(stream))); }
 void synchronize() { REQUIRE(cudaDeviceSynchronize()); }
 void* compute_stream() { return g_stream; }
 
-void* make_event() {
+void* make_event(bool timing) {
     cudaEvent_t event = nullptr;
-    REQUIRE(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    REQUIRE(cudaEventCreateWithFlags(&event, timing ? cudaEventDefault : cudaEventDisableTiming));
     return event;
 }
 void free_event(void* event) { cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
 void record_event(void* event) { REQUIRE(cudaEventRecord(static_cast<cudaEvent_t>(event), g_stream)); }
 void wait_event(void* event) { REQUIRE(cudaEventSynchronize(static_cast<cudaEvent_t>(event))); }
+double event_ms(void* begin, void* end) {
+    float ms = 0;
+    REQUIRE(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(begin), static_cast<cudaEvent_t>(end)));
+    return ms;
+}
 
 void begin_graph() { REQUIRE(cudaStreamBeginCapture(g_stream, cudaStreamCaptureModeThreadLocal)); }
 void* end_graph(bool keep) {
@@ -171,6 +185,7 @@ const DeviceRuntime& device_runtime() {
         .free_event = free_event,
         .record_event = record_event,
         .wait_event = wait_event,
+        .event_ms = event_ms,
         .begin_graph = begin_graph,
         .end_graph = end_graph,
         .launch_graph = launch_graph,

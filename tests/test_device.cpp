@@ -38,6 +38,7 @@ TEST(Device, BuffersAreZeroedAndTellTheirDevice) {
         EXPECT_EQ(buffer.data(), nullptr);
         EXPECT_GT(device_info(device).total_bytes, 0);
         EXPECT_GE(device_info(device).capability, 80);
+        EXPECT_NE(device_info(device).toolkit.find('.'), std::string::npos);
     }
 }
 
@@ -65,6 +66,34 @@ TEST(Device, CopiesRefuseWhatDoesNotFit) {
     const Buffer device(16, Device::simt), host(20);
     EXPECT_THROW(copy_tensor(device.tensor(), host.tensor()), InternalError);
     EXPECT_THROW(copy_tensor(device.tensor(DType::f32), device.tensor(DType::i32)), InternalError);
+}
+
+TEST(Device, ATimerMeasuresWhatLiesBetween) {
+    std::vector<Device> devices = gpus();
+    devices.push_back(Device::cpu);
+    for (Device device : devices) {
+        SCOPED_TRACE(device_name(device));
+        std::vector<int32_t> ones(1 << 20, 1);
+        const Buffer big(4 << 20, device), small(4, device);
+        DeviceTimer nothing(device), long_one(device), short_one(device);
+        for (int round = 0; round < 2; ++round) {  // a timer may be used again
+            short_one.start();
+            zero_tensor(small.tensor(DType::i32));
+            short_one.stop();
+            long_one.start();
+            for (int i = 0; i < 16; ++i) copy_tensor(big.tensor(DType::i32), host_ids(ones));
+            long_one.stop();
+        }
+        nothing.start();
+        nothing.stop();
+        EXPECT_GT(long_one.ms(), 0.1) << "64 MiB";
+        EXPECT_LT(long_one.ms(), 10000);
+        EXPECT_GT(long_one.ms(), short_one.ms());
+        EXPECT_GE(nothing.ms(), 0);
+        EXPECT_EQ(long_one.ms(), long_one.ms());
+        DeviceTimer moved = std::move(long_one);
+        EXPECT_GT(moved.ms(), 0.1);
+    }
 }
 
 TEST(Device, AGraphRunsAgainWithWhatLiesInItsTensors) {
