@@ -67,8 +67,8 @@ $(BUILD)/simt/%.o: %.cpp
 $(BUILD)/cuda/%.o: %.cu
 	@mkdir -p $(@D)
 	$(COMPILE_CUDA) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
-GPU_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/simt/%.o) $(patsubst %.cpp,$(BUILD)/simt/%.o,$(wildcard kernels/simt/*.cpp)) \
-               $(if $(NVCC),$(CUDA_SOURCES:%.cu=$(BUILD)/cuda/%.o))
+gpu_objects = $(1:%.cu=$(BUILD)/simt/%.o) $(if $(NVCC),$(1:%.cu=$(BUILD)/cuda/%.o))
+GPU_OBJECTS := $(call gpu_objects,$(CUDA_SOURCES)) $(patsubst %.cpp,$(BUILD)/simt/%.o,$(wildcard kernels/simt/*.cpp))
 $(BUILD)/libgpu.a: $(GPU_OBJECTS)
 	@rm -f $@
 	ar rcs $@ $^
@@ -128,12 +128,19 @@ demo:  ## raw text to an evaluated model and a report, one command; CORPUS=DIR f
 	@CORPUS="$(CORPUS)" scripts/demo.sh $(BUILD)
 
 # ---- tests and benchmarks ------------------------------------------------------------------------------------------
+# What only tests and benchmarks have: kernels of their own, and what several benchmarks share.
+OWN_KERNELS := $(wildcard tests/*.cu bench/ladder/*.cu)
+BENCH_PARTS := $(filter-out bench/bench_%,$(wildcard bench/*.cpp bench/ladder/*.cpp))
+$(BUILD)/libbench.a: $(call gpu_objects,$(OWN_KERNELS)) $(BENCH_PARTS:%.cpp=$(BUILD)/%.o)
+	@rm -f $@
+	ar rcs $@ $^
 TESTS   := $(patsubst tests/%.cpp,$(BUILD)/tests/%,$(wildcard tests/test_*.cpp))
-$(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARIES)
-	$(CXX) -pthread $< $(LINKED) $(LDLIBS) -lgtest -lgtest_main -o $@
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libbench.a $(LIBRARIES)
+	$(CXX) -pthread $< $(BUILD)/libbench.a $(LINKED) $(LDLIBS) -lgtest -lgtest_main -o $@
 BENCHES := $(patsubst bench/%.cpp,$(BUILD)/bench/%,$(wildcard bench/bench_*.cpp))
-$(BUILD)/bench/%: $(BUILD)/bench/%.o $(LIBRARIES)
-	$(CXX) -pthread $< $(LINKED) $(LDLIBS) -lbenchmark -o $@
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libbench.a $(LIBRARIES)
+	$(CXX) -pthread $< $(BUILD)/libbench.a $(LINKED) $(LDLIBS) -o $@
+$(BUILD)/bench/bench_ops: LDLIBS += -lbenchmark
 
 .PHONY: test-programs
 test-programs: $(TESTS) $(PROGRAMS)
