@@ -55,8 +55,8 @@ ModelConfig config_from_json(const std::string& text, const std::string& where);
 // config.json as transformers, vLLM and llama.cpp's converter read it. torch_dtype: "float32" or "bfloat16".
 std::string config_to_json(const ModelConfig& config, const std::string& torch_dtype);
 
-// gpt2-124m gpt2-350m gpt2-774m gpt2-1558m llama-160m llama-1b qwen3-0.6b demo ... ; unknown names list them
-// all.
+// gpt2-124m gpt2-355m ... llama-160m llama-1b ... qwen2.5-0.5b ... qwen3-0.6b demo ... ; unknown names list
+// them all.
 ModelConfig config_preset(const std::string& name);
 std::vector<std::string> config_preset_names();
 void check_config(const ModelConfig& config,

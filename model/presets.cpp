@@ -49,16 +49,33 @@ ModelConfig llama_160m() {
     return config;
 }
 
-ModelConfig llama_1b() {  // Llama 3.2 1B
-    ModelConfig config = llama({16, 32, 8, 64, 2048, 8192}, 128256, 131072);
+// Llama 3.1 and 3.2: their positions are stretched by different factors.
+ModelConfig llama3(const LlamaSize& size, double rope_factor, bool tied_head) {
+    ModelConfig config = llama(size, 128256, 131072);
     config.rope_theta = 500000;
     config.rope_scaling.type = "llama3";
-    config.rope_scaling.factor = 32;
+    config.rope_scaling.factor = rope_factor;
     config.rope_scaling.original_max_position = 8192;
-    config.tied_head = true;
+    config.tied_head = tied_head;
     config.bos_token = 128000;
     config.eos_token = 128001;
-    config.eos_list = {128001, 128008, 128009};
+    if (tied_head) config.eos_list = {128001, 128008, 128009};
+    return config;
+}
+
+ModelConfig qwen2(const LlamaSize& size, int64_t vocab_size, int64_t max_position, bool tied_head) {
+    ModelConfig config = llama(size, vocab_size, max_position);
+    config.family = "qwen2";
+    config.norm_eps = 1e-6f;
+    config.qkv_bias = true;
+    config.tied_head = tied_head;
+    return config;
+}
+// Qwen2.5; the two largest have a few rows more in their embedding.
+ModelConfig qwen25(const LlamaSize& size, int64_t vocab_size, int64_t max_position, bool tied_head) {
+    ModelConfig config = qwen2(size, vocab_size, max_position, tied_head);
+    config.rope_theta = 1000000;
+    config.bos_token = config.eos_token = 151643;
     return config;
 }
 
@@ -90,15 +107,6 @@ ModelConfig tiny_gpt2() {
     return config;
 }
 
-ModelConfig tiny_qwen2() {
-    ModelConfig config = llama(kTiny, kTinyVocab, kTinyPositions);
-    config.family = "qwen2";
-    config.norm_eps = 1e-6f;
-    config.qkv_bias = true;
-    config.tied_head = true;
-    return config;
-}
-
 struct Preset {
     const char* name;
     ModelConfig config;
@@ -106,11 +114,17 @@ struct Preset {
 const std::vector<Preset>& presets() {
     static const std::vector<Preset> all = {
         {"gpt2-124m", gpt2(12, 12, 768)},
-        {"gpt2-350m", gpt2(24, 16, 1024)},
+        {"gpt2-355m", gpt2(24, 16, 1024)},
         {"gpt2-774m", gpt2(36, 20, 1280)},
         {"gpt2-1558m", gpt2(48, 25, 1600)},
         {"llama-160m", llama_160m()},
-        {"llama-1b", llama_1b()},
+        {"llama-1b", llama3({16, 32, 8, 64, 2048, 8192}, 32, true)},
+        {"llama-3b", llama3({28, 24, 8, 128, 3072, 8192}, 32, true)},
+        {"llama-8b", llama3({32, 32, 8, 128, 4096, 14336}, 8, false)},
+        {"qwen2.5-0.5b", qwen25({24, 14, 2, 64, 896, 4864}, 151936, 32768, true)},
+        {"qwen2.5-1.5b", qwen25({28, 12, 2, 128, 1536, 8960}, 151936, 131072, true)},
+        {"qwen2.5-3b", qwen25({36, 16, 2, 128, 2048, 11008}, 151936, 32768, true)},
+        {"qwen2.5-7b", qwen25({28, 28, 4, 128, 3584, 18944}, 152064, 131072, false)},
         {"qwen3-0.6b", qwen3_600m()},
         // 3.1M parameters: the largest that sees two million tokens in three minutes on two cores. At equal
         // compute it and its shallower kin beat wider ones; QK-norm keeps the high learning rate of so short
@@ -118,7 +132,7 @@ const std::vector<Preset>& presets() {
         {"demo", qwen3({6, 3, 1, 64, 192, 512}, 4096, 512)},
         {"tiny-gpt2", tiny_gpt2()},
         {"tiny-llama", llama(kTiny, kTinyVocab, kTinyPositions)},
-        {"tiny-qwen2", tiny_qwen2()},
+        {"tiny-qwen2", qwen2(kTiny, kTinyVocab, kTinyPositions, true)},
         {"tiny-qwen3", qwen3(kTiny, kTinyVocab, kTinyPositions)},
     };
     return all;

@@ -25,11 +25,17 @@ const ParamInfo& row_named(const ParamTable& table, const std::string& name) {
 // As counted by the published checkpoints (a tied head once).
 TEST(Params, PresetsHaveThePublishedSizes) {
     EXPECT_EQ(count("gpt2-124m"), 124439808);
-    EXPECT_EQ(count("gpt2-350m"), 354823168);
+    EXPECT_EQ(count("gpt2-355m"), 354823168);
     EXPECT_EQ(count("gpt2-774m"), 774030080);
     EXPECT_EQ(count("gpt2-1558m"), 1557611200);
     EXPECT_EQ(count("llama-160m"), 162417408);
     EXPECT_EQ(count("llama-1b"), 1235814400);
+    EXPECT_EQ(count("llama-3b"), 3212749824);
+    EXPECT_EQ(count("llama-8b"), 8030261248);
+    EXPECT_EQ(count("qwen2.5-0.5b"), 494032768);
+    EXPECT_EQ(count("qwen2.5-1.5b"), 1543714304);
+    EXPECT_EQ(count("qwen2.5-3b"), 3085938688);
+    EXPECT_EQ(count("qwen2.5-7b"), 7615616512);
     EXPECT_EQ(count("qwen3-0.6b"), 596049920);
 }
 
