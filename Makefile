@@ -77,7 +77,8 @@ $(BUILD)/libgpu.a: $(GPU_OBJECTS)
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(COMPILE) -c $< -o $@
-# The commit goes into checkpoints. A stamp that changes with it makes train.o alone be compiled again.
+# The commit goes into checkpoints and benchmarks. A stamp that changes with it makes train.o (and bench/commit.o) alone be
+# compiled again.
 COMMIT := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 $(BUILD)/commit: FORCE
 	@mkdir -p $(@D)
@@ -134,6 +135,9 @@ BENCH_PARTS := $(filter-out bench/bench_%,$(wildcard bench/*.cpp bench/ladder/*.
 $(BUILD)/libbench.a: $(call gpu_objects,$(OWN_KERNELS)) $(BENCH_PARTS:%.cpp=$(BUILD)/%.o)
 	@rm -f $@
 	ar rcs $@ $^
+$(BUILD)/bench/commit.o: bench/commit.cpp $(BUILD)/commit
+	@mkdir -p $(@D)
+	$(COMPILE) -DINGOT_COMMIT='"$(COMMIT)"' -c $< -o $@
 TESTS   := $(patsubst tests/%.cpp,$(BUILD)/tests/%,$(wildcard tests/test_*.cpp))
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libbench.a $(LIBRARIES)
 	$(CXX) -pthread $< $(BUILD)/libbench.a $(LINKED) $(LDLIBS) -lgtest -lgtest_main -o $@
@@ -142,8 +146,9 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libbench.a $(LIBRARIES)
 	$(CXX) -pthread $< $(BUILD)/libbench.a $(LINKED) $(LDLIBS) -o $@
 $(BUILD)/bench/bench_ops: LDLIBS += -lbenchmark
 
+TESTED_BENCHES := $(BUILD)/bench/bench_gpu $(BUILD)/bench/bench_train
 .PHONY: test-programs
-test-programs: $(TESTS) $(PROGRAMS)
+test-programs: $(TESTS) $(PROGRAMS) $(TESTED_BENCHES)
 ifdef T
 TEST_RUN := $(BUILD)/tests/test_$(T)
 else
@@ -151,7 +156,7 @@ TEST_RUN := $(TESTS)
 endif
 test:  ## everything that can be tested here; T=name for one
 	@scripts/deps.sh build test demo
-	@$(MAKE) -j$(JOBS) $(if $(T),$(TEST_RUN) programs,test-programs)
+	@$(MAKE) -j$(JOBS) $(if $(T),$(TEST_RUN) $(TESTED_BENCHES) programs,test-programs)
 	@scripts/test.sh $(BUILD)/tests/logs $(TEST_RUN)
 test-full:  ## test, then the same under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) test
