@@ -1,8 +1,11 @@
-// Whole training steps (forward, backward, clipping, AdamW) as a share of this machine's own FMA peak,
-// measured in the same run, step by step in turn with it. One line a configuration:
+// Whole training steps: forward, backward, clipping, AdamW.
+// On the CPU as a share of this machine's own FMA peak, measured in the same run, step by step in turn with
+// it. One line a configuration:
 //   train model=gpt2-124m B=4 T=64 dtype=fp32 threads=2 tokens_per_s=... peak_share=... peak_rss_frac=...
 // Wall time; medians with p10/p90 of the step. A share above 1 is a broken measurement and ends the program.
-// Each configuration runs in a child process, so that its peak memory is its own.
+// On a GPU as a share of the data sheet's rate (MFU), with micro-batches accumulated to a step of
+// --batch-tokens (bench/gpu_train.h). Each configuration runs in a child process, so that its peak memory is
+// its own.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -11,14 +14,15 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <vector>
 
-#include "bench/parse.h"
+#include "bench/gpu_train.h"
 #include "core/error.h"
 #include "core/flags.h"
+#include "core/io.h"
 #include "core/log.h"
-#include "core/rng.h"
 #include "core/threads.h"
 #include "kernels/fma_peak.h"
 #include "kernels/isa.h"
@@ -28,42 +32,29 @@
 namespace {
 
 struct Options {
-    std::string model = "gpt2-124m";
+    std::string models = "gpt2-124m";
     std::string shapes = "4x64,4x256,1x1024";
     std::string dtypes = "fp32,bf16";
     std::string isa = "auto";
     std::string optimizer = "adamw";
-    std::string recompute = "none";
+    std::string recompute = "auto";
+    std::string device = "cpu";
+    std::string json;
     int64_t threads = 0;
     int64_t steps = 5;
+    int64_t seq_len = 1024, batch_tokens = 524288, micro_batch = 0, limit_s = 600;
 };
 
-Batch random_batch(int64_t rows, int64_t seq_len, int64_t vocab_size, uint64_t step) {
-    Batch batch;
-    batch.num_rows = rows;
-    batch.seq_len = seq_len;
-    const RandomKey key{step, 1};
-    for (int64_t i = 0; i < rows * seq_len; ++i) {
-        batch.tokens.push_back(
-            static_cast<int32_t>(random_below(key, 2 * static_cast<uint64_t>(i), vocab_size)));
-        batch.targets.push_back(
-            static_cast<int32_t>(random_below(key, 2 * static_cast<uint64_t>(i) + 1, vocab_size)));
-    }
-    set_document_bounds(batch, -1);
-    return batch;
-}
-
 // Runs one configuration and prints its line; false when the measurement contradicts the peak.
-bool run(const Options& options, const BatchShape& batch_shape, const Precision& precision) {
+bool run_on_cpu(const Options& options, const std::string& model_name, const BatchShape& batch_shape,
+                const Precision& precision) {
     const auto [rows, seq_len] = batch_shape;
-    set_num_threads(static_cast<int>(options.threads > 0 ? options.threads : hardware_threads()));
-    set_isa(isa_from_name(options.isa.c_str()));
-    const ModelConfig config = config_preset(options.model);
+    const ModelConfig config = config_preset(model_name);
     RunShape shape{.num_rows = rows, .seq_len = seq_len};
     shape.dtype = precision.dtype;
     shape.math = precision.math;
-    if (options.recompute == "mlp") shape.recompute = Recompute::mlp;
-    if (options.recompute == "block") shape.recompute = Recompute::block;
+    const std::string recompute = options.recompute == "auto" ? "none" : options.recompute;
+    shape.recompute = recompute_level(recompute);
     const OptimizerConfig optimizer_config{.muon = options.optimizer == "muon"};
 
     MemoryPlan plan;
@@ -96,13 +87,12 @@ bool run(const Options& options, const BatchShape& batch_shape, const Precision&
         "peak_rss_frac=%.3f "
         "isa=%s optimizer=%s recompute=%s ms=%.1f ms_p10=%.1f ms_p90=%.1f gflops=%.1f peak_gflops=%.1f "
         "plan=%s rss=%s\n",
-        options.model.c_str(), static_cast<long long>(rows), static_cast<long long>(seq_len),
+        model_name.c_str(), static_cast<long long>(rows), static_cast<long long>(seq_len),
         precision.name.c_str(), num_threads(), static_cast<double>(tokens) / median, flops / median / peak,
         rss_bytes / static_cast<double>(plan.total_bytes()), isa_name(current_isa()),
-        options.optimizer.c_str(), options.recompute.c_str(), median * 1e3, quantile(seconds, 0.1) * 1e3,
+        options.optimizer.c_str(), recompute.c_str(), median * 1e3, quantile(seconds, 0.1) * 1e3,
         quantile(seconds, 0.9) * 1e3, flops / median * 1e-9, peak * 1e-9,
         human_bytes(static_cast<double>(plan.total_bytes())).c_str(), human_bytes(rss_bytes).c_str());
-    flush_stdout();
     if (flops / median > peak) {
         std::fprintf(stderr, "error: a step above the measured peak: the measurement is broken\n");
         return false;
@@ -110,49 +100,108 @@ bool run(const Options& options, const BatchShape& batch_shape, const Precision&
     return true;
 }
 
+// In a process of its own, which has its own threads; its exit code.
+int in_child(const Options& o, const std::string& label, const std::function<bool()>& measure) {
+    flush_stdout();
+    const pid_t child = fork();
+    if (child < 0)
+        fail_input({.what = "cannot start a process",
+                    .where = std::strerror(errno),
+                    .hint = "free some memory, or raise `ulimit -u`"});
+    if (child == 0) {
+        set_num_threads(static_cast<int>(o.threads > 0 ? o.threads : hardware_threads()));
+        const bool sound = measure();  // what it throws ends the child in run_main
+        flush_stdout();
+        _exit(sound ? 0 : 1);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    if (WIFSIGNALED(status))
+        std::fprintf(stderr, "error: %s was ended by signal %d  hint: smaller shapes\n", label.c_str(),
+                     WTERMSIG(status));
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+}
+
+// All of them, even when one fails; the first failure's exit code.
+int train_on_gpu(const Options& o, const std::vector<std::string>& models,
+                 const std::vector<Precision>& precisions) {
+    // A child opens the device: CUDA does not survive a fork.
+    const Device device = o.device == "simt" ? Device::simt : Device::cuda;
+    if (!o.json.empty()) write_file_atomic(o.json, "");
+    int first_failure = 0;
+    for (const std::string& model : models) {
+        for (const Precision& precision : precisions) {
+            const GpuTrainChoice choice{.model = model,
+                                        .precision = precision,
+                                        .device = device,
+                                        .muon = o.optimizer == "muon",
+                                        .recompute = o.recompute,
+                                        .seq_len = o.seq_len,
+                                        .batch_tokens = o.batch_tokens,
+                                        .micro_batch = o.micro_batch,
+                                        .steps = o.steps,
+                                        .limit_s = o.limit_s,
+                                        .json = o.json};
+            const int code =
+                in_child(o, cat({model, " dtype=", precision.name}), [&] { return train_on_gpu(choice); });
+            if (code == 2) return code;  // the flags, or no GPU: the others would say the same
+            if (first_failure == 0) first_failure = code;
+        }
+    }
+    return first_failure;
+}
+
 int body(int argc, char** argv) {
-    Options options;
-    Flags flags("bench_train", "Whole training steps as a share of the machine's measured FMA peak.",
-                "  make bench B=train\n  make bench B=train ARGS='--shapes 4x256 --dtypes bf16 --isa avx2'");
-    flags.add("model", options.model, "preset");
-    flags.add("shapes", options.shapes, "BxT, comma-separated");
-    flags.add("dtypes", options.dtypes, "fp32, bf16 or mixed, comma-separated");
-    flags.add("isa", options.isa, "auto, plain, avx2, avx512 or avx512_bf16");
-    flags.add_choice("optimizer", options.optimizer, {"adamw", "muon"}, "optimizer");
-    flags.add_choice("recompute", options.recompute, {"none", "mlp", "block"}, "recompute level");
-    flags.add("threads", options.threads, "threads; 0: all cores", 0, 256);
-    flags.add("steps", options.steps, "timed steps per configuration", 1, 1000);
+    Options o;
+    Flags flags(
+        "bench_train", "Whole training steps as a share of the machine's peak.",
+        "  make bench B=train\n  make bench B=train ARGS='--shapes 4x256 --dtypes bf16 --isa avx2'\n"
+        "  make bench B=train ARGS='--device cuda --models gpt2-124m,gpt2-1558m,llama-1b --dtypes bf16'");
+    flags.add("models", o.models, "presets, comma-separated");
+    flags.add("dtypes", o.dtypes, "fp32, bf16 or mixed, comma-separated");
+    flags.add_choice("device", o.device, {"cpu", "cuda", "simt"}, "simt: the emulator, which has no speed");
+    flags.add_choice("optimizer", o.optimizer, {"adamw", "muon"}, "optimizer");
+    flags.add_choice("recompute", o.recompute, {"auto", "none", "mlp", "block"},
+                     "auto: none on the CPU, the least that fits on a GPU");
+    flags.add("steps", o.steps, "timed steps per configuration", 1, 1000);
+    flags.add("shapes", o.shapes, "CPU: BxT, comma-separated");
+    flags.add("isa", o.isa, "CPU: auto, plain, avx2, avx512 or avx512_bf16");
+    flags.add("threads", o.threads, "CPU: threads; 0: all cores", 0, 256);
+    flags.add("seq-len", o.seq_len, "GPU: tokens per row", 1, 1 << 24);
+    flags.add("batch-tokens", o.batch_tokens, "GPU: tokens per step", 1, int64_t{1} << 31);
+    flags.add("micro-batch", o.micro_batch, "GPU: rows per pass; 0: the largest power of two that fits", 0,
+              1 << 20);
+    flags.add("limit-s", o.limit_s, "GPU: no further step of a configuration after so many seconds", 1,
+              86400);
+    flags.add("json", o.json, "GPU: also writes a line of JSON per configuration");
     flags.parse(argc, argv);
     // What can be wrong is found before the first measurement, and here, not in a child.
-    const std::vector<Precision> precisions = parse_precisions(options.dtypes, "--dtypes");
-    const std::vector<BatchShape> shapes = parse_shapes(options.shapes, "--shapes");
-    set_isa(isa_from_name(options.isa.c_str()));
-    const int64_t most_tokens = config_preset(options.model).max_position;
-    for (const BatchShape& shape : shapes) {
-        if (shape.seq_len > most_tokens)
-            fail_input({.what = "rows longer than the model's positions",
-                        .where = "--shapes",
-                        .expected = cat({"at most ", most_tokens, " tokens"}),
-                        .actual = cat({shape.seq_len}),
-                        .hint = cat({"--shapes 1x", most_tokens})});
+    const std::vector<Precision> precisions = parse_precisions(o.dtypes, "--dtypes");
+    const std::vector<BatchShape> shapes = parse_shapes(o.shapes, "--shapes");
+    const std::vector<std::string> models = split_list(o.models, "--models");
+    set_isa(isa_from_name(o.isa.c_str()));
+    const bool on_cpu = o.device == "cpu";
+    for (const std::string& model : models) {
+        const int64_t most_tokens = config_preset(model).max_position;
+        int64_t longest = on_cpu ? 0 : o.seq_len;
+        for (const BatchShape& shape : shapes) longest = std::max(longest, on_cpu ? shape.seq_len : 0);
+        if (longest > most_tokens)
+            fail_input(
+                {.what = "rows longer than the model's positions",
+                 .where = on_cpu ? "--shapes" : "--seq-len",
+                 .expected = cat({"at most ", most_tokens, " tokens for ", model}),
+                 .actual = cat({longest}),
+                 .hint = on_cpu ? cat({"--shapes 1x", most_tokens}) : cat({"--seq-len ", most_tokens})});
     }
-    for (const Precision& precision : precisions) {
-        for (const BatchShape& shape : shapes) {
-            const pid_t child = fork();
-            if (child < 0)
-                fail_input({.what = "cannot start a process",
-                            .where = std::strerror(errno),
-                            .hint = "free some memory, or raise `ulimit -u`"});
-            if (child == 0) _exit(run(options, shape, precision) ? 0 : 1);
-            int status = 0;
-            waitpid(child, &status, 0);
-            if (WIFSIGNALED(status))
-                std::fprintf(
-                    stderr,
-                    "error: B=%lld T=%lld dtype=%s was ended by signal %d  hint: a smaller --shapes\n",
-                    static_cast<long long>(shape.rows), static_cast<long long>(shape.seq_len),
-                    precision.name.c_str(), WTERMSIG(status));
-            if (status != 0) return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+    if (!on_cpu) return train_on_gpu(o, models, precisions);
+    for (const std::string& model : models) {
+        for (const Precision& precision : precisions) {
+            for (const BatchShape& shape : shapes) {
+                const std::string label =
+                    cat({model, " B=", shape.rows, " T=", shape.seq_len, " dtype=", precision.name});
+                const int code = in_child(o, label, [&] { return run_on_cpu(o, model, shape, precision); });
+                if (code != 0) return code;
+            }
         }
     }
     return 0;

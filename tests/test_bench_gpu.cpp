@@ -3,6 +3,8 @@
 #include <set>
 
 #include "bench/gpu_report.h"
+#include "bench/gpu_train.h"
+#include "model/run_memory.h"
 #include "tests/run_program.h"
 
 namespace {
@@ -171,4 +173,81 @@ TEST(BenchGpu, RefusesWhatItDoesNotKnow) {
     expect_refusal(run_program("bench/bench_gpu", {"--shapes", "gpt9"}), {"unknown model preset", "gpt9"},
                    "model");
     expect_refusal(run_program("bench/bench_gpu", {"--device", "cpu"}), {"--device"}, "device");
+}
+
+namespace {
+
+const GpuTrainChoice kTinyTraining{.model = "tiny-qwen3",
+                                   .precision = {"bf16", DType::bf16, MatmulMath::bf16},
+                                   .device = Device::simt,
+                                   .seq_len = 8,
+                                   .batch_tokens = 8 * 24};
+
+int64_t planned(const GpuTrainChoice& choice, RunShape shape) {
+    return plan_run(config_preset(choice.model), {.shape = shape, .optimizer = {}}).needed_bytes();
+}
+
+}  // namespace
+
+TEST(BenchTrain, TheMicroBatchIsTheLargestPowerOfTwoThatFitsAndDividesTheStep) {
+    GpuTrainChoice choice = kTinyTraining;
+    RunShape shape = gpu_train_shape(choice, int64_t{1} << 40);
+    EXPECT_EQ(shape.num_rows, 8) << "16 rows do not divide 24";
+    EXPECT_TRUE(shape.recompute == Recompute::none);
+    EXPECT_TRUE(shape.device == Device::simt && shape.dtype == DType::bf16 && shape.seq_len == 8);
+    shape = gpu_train_shape(choice, planned(choice, shape) - 1);
+    EXPECT_EQ(shape.num_rows, 4);
+    choice.micro_batch = 3;
+    EXPECT_EQ(gpu_train_shape(choice, int64_t{1} << 40).num_rows, 3) << "as given";
+}
+
+TEST(BenchTrain, RecomputationIsTheLeastThatFits) {
+    GpuTrainChoice choice = kTinyTraining;
+    RunShape one{
+        .num_rows = 1, .seq_len = 8, .dtype = DType::bf16, .math = MatmulMath::bf16, .device = Device::simt};
+    int64_t room[3];
+    for (Recompute level : {Recompute::none, Recompute::mlp, Recompute::block}) {
+        one.recompute = level;
+        room[static_cast<int>(level)] = planned(choice, one);
+    }
+    ASSERT_TRUE(room[0] > room[1] && room[1] > room[2]);
+    for (Recompute level : {Recompute::none, Recompute::mlp, Recompute::block}) {
+        const RunShape shape = gpu_train_shape(choice, room[static_cast<int>(level)]);
+        EXPECT_TRUE(shape.recompute == level) << static_cast<int>(level);
+        EXPECT_GE(shape.num_rows, 1);
+    }
+    EXPECT_EQ(gpu_train_shape(choice, room[2] - 1).num_rows, 0) << "none fits";
+    choice.recompute = "none";
+    EXPECT_EQ(gpu_train_shape(choice, room[0] - 1).num_rows, 0) << "nothing else was asked for";
+}
+
+TEST(BenchTrain, StepsRunInTheEmulator) {
+    if (ported_ops().size() != gpu_row_ops().size()) GTEST_SKIP() << "not every op has its CUDA kernels yet";
+    const std::string path = temporary_file("");
+    const Outcome run =
+        run_program("bench/bench_train",
+                    {"--device", "simt", "--models", "tiny-gpt2,tiny-qwen3", "--dtypes", "bf16", "--seq-len",
+                     "8", "--batch-tokens", "32", "--micro-batch", "2", "--steps", "2", "--json", path});
+    EXPECT_EQ(run.exit_code, 0) << run.out << run.err;
+    const std::vector<Json> lines = lines_of(read_file(path));
+    std::filesystem::remove(path);
+    ASSERT_EQ(lines.size(), 2u);
+    for (const Json& line : lines) {
+        EXPECT_EQ(line.at("kind"), "train");
+        EXPECT_EQ(line.at("micro_batches"), 2);
+        EXPECT_EQ(line.at("steps"), 2);
+        EXPECT_NEAR(line.at("loss").get<double>(), std::log(512.0), 0.7) << "random tokens";
+        EXPECT_GE(line.at("device_bytes").get<double>(), 0.5 * line.at("plan_bytes").get<double>());
+        EXPECT_LE(line.at("device_bytes").get<double>(), 1.5 * line.at("plan_bytes").get<double>() + 4e6);
+        EXPECT_FALSE(line.contains("tokens_per_s")) << "the emulator has no speed";
+    }
+}
+
+TEST(BenchTrain, RefusesStepsThatAreNoWholeNumberOfMicroBatches) {
+    expect_refusal(run_program("bench/bench_train", {"--device", "simt", "--models", "tiny-gpt2", "--seq-len",
+                                                     "8", "--batch-tokens", "40", "--micro-batch", "2"}),
+                   {"--batch-tokens", "a multiple of 16", "got 40"}, "step");
+    expect_refusal(
+        run_program("bench/bench_train", {"--device", "simt", "--models", "gpt2-124m", "--seq-len", "2048"}),
+        {"rows longer than the model's positions: --seq-len", "1024 tokens for gpt2-124m"}, "positions");
 }
