@@ -130,14 +130,18 @@ demo:  ## raw text to an evaluated model and a report, one command; CORPUS=DIR f
 
 # ---- tests and benchmarks ------------------------------------------------------------------------------------------
 # What only tests and benchmarks have: kernels of their own, and what several benchmarks share.
-OWN_KERNELS := $(wildcard tests/*.cu bench/ladder/*.cu)
+OWN_KERNELS  := $(filter-out tests/simt_%,$(wildcard tests/*.cu bench/ladder/*.cu))
+SIMT_KERNELS := $(wildcard tests/simt_*.cu)  # of the emulator's own tests
 BENCH_PARTS := $(filter-out bench/bench_%,$(wildcard bench/*.cpp bench/ladder/*.cpp))
-$(BUILD)/libbench.a: $(call gpu_objects,$(OWN_KERNELS)) $(BENCH_PARTS:%.cpp=$(BUILD)/%.o)
+$(BUILD)/libbench.a: $(call gpu_objects,$(OWN_KERNELS)) $(SIMT_KERNELS:%.cu=$(BUILD)/simt/%.o) $(BENCH_PARTS:%.cpp=$(BUILD)/%.o)
 	@rm -f $@
 	ar rcs $@ $^
 $(BUILD)/bench/commit.o: bench/commit.cpp $(BUILD)/commit
 	@mkdir -p $(@D)
 	$(COMPILE) -DINGOT_COMMIT='"$(COMMIT)"' -c $< -o $@
+$(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/test_simt*.cpp)): $(BUILD)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(COMPILE) $(SIMT_DIALECT) -c $< -o $@
 TESTS   := $(patsubst tests/%.cpp,$(BUILD)/tests/%,$(wildcard tests/test_*.cpp))
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libbench.a $(LIBRARIES)
 	$(CXX) -pthread $< $(BUILD)/libbench.a $(LINKED) $(LDLIBS) -lgtest -lgtest_main -o $@

@@ -243,8 +243,8 @@ public:
     bool run(const Algorithm& algorithm, void* out, cudaStream_t stream) const {
         return library_.Matmul(library_.handle, description_, &product_.output.scale, product_.b.lines.data,
                                a_, product_.a.lines.data, b_, &fused_.beta, fused_.c.data, c_, out, d_,
-                               &algorithm.data, device_workspace("cublasLt", kWorkspaceBytes), kWorkspaceBytes,
-                               stream) == CUBLAS_STATUS_SUCCESS;
+                               &algorithm.data, device_workspace("cublasLt", kWorkspaceBytes),
+                               kWorkspaceBytes, stream) == CUBLAS_STATUS_SUCCESS;
     }
 
 private:

@@ -118,16 +118,14 @@ int random_bit_of(uint32_t mask, uint32_t random) {
 
 // -1: all have ended.
 int next_thread() {
-    if (block.num_ended == block.num_threads) return -1;
-    while (num_bulk_copies > 0 &&
-           (block.ready_warps == 0 || (order() == Order::random && random_below(8) == 0))) {
-        complete_a_bulk_copy();
-    }
     if (block.ready_warps == 0 && block.yielded_warps != 0) {
         for (int w = 0; w < kMaxWarps; ++w) block.ready[w] = std::exchange(block.yielded[w], 0u);
         block.ready_warps = std::exchange(block.yielded_warps, 0u);
     }
-    if (block.ready_warps == 0) report_deadlock();
+    if (block.ready_warps == 0) {
+        if (block.num_ended < block.num_threads) report_deadlock();
+        return -1;
+    }
     int warp = 0, lane = 0;
     switch (chance().order) {
         case Order::ascending:
@@ -238,11 +236,8 @@ void run_block() {
     fiber_set ^= kTsan;
     start_block_memory(block.launch->smem_bytes);
     start_block_of_warps();
-    start_block_of_barriers();
-    start_block_of_products();
     switch_to(next_thread(), host);
     acquire(sync_word(2));
-    end_block_copies();
     end_block_memory();
 }
 
@@ -272,7 +267,6 @@ void execute_grid(const LaunchSite& site, const std::function<void()>& thread) {
     if (kTsan) {  // by the host: a fiber begins with the history of its creator
         create_fibers(0, block.num_threads);
         create_fibers(1, block.num_threads);
-        start_bulk_copies();
     }
     blockDim = site.block;
     gridDim = site.grid;

@@ -52,14 +52,15 @@ Group& join(Warp& warp, int warp_index, int lane, uint32_t mask, const Site& sit
     return warp.groups[warp.num_groups++] = {mask, 0, site, warp.num_before++};
 }
 
+using Exchange = void (*)(void* const* arguments, uint32_t mask);
+
 template <class Body>
 void each(uint32_t mask, Body body) {
     for (; mask; mask &= mask - 1) body(std::countr_zero(mask));
 }
 
-}  // namespace
-
-void collective(uint32_t mask, const Site& site, void* arguments, Exchange exchange, bool orders_memory) {
+void collective(uint32_t mask, const Site& site, void* arguments, Exchange exchange,
+                bool orders_memory = false) {
     const int warp_index = current_thread() / kLanes, lane = current_thread() % kLanes;
     Warp& warp = warps[warp_index];
     Group& group = join(warp, warp_index, lane, mask, site);
@@ -75,6 +76,8 @@ void collective(uint32_t mask, const Site& site, void* arguments, Exchange excha
     wait_at(site);
     if (orders_memory) acquire(word);
 }
+
+}  // namespace
 
 void start_block_of_warps() {
     for (Warp& warp : warps) warp.num_groups = warp.num_before = 0;
