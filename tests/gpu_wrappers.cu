@@ -36,6 +36,12 @@ __global__ void pack_two(Word* out, const Word* inp) {
     out[i] = pack_bf16(__uint_as_float(inp[2 * i]), __uint_as_float(inp[2 * i + 1]));
 }
 
+__global__ void raise_two(Word* out, const Word* inp) {
+    wait_for_previous();
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    out[i] = __float_as_uint(exp2_approx(__uint_as_float(inp[i])));
+}
+
 template <bool kMax>
 __global__ void reduce_warp(Word* out, const Word* inp) {
     wait_for_previous();
@@ -165,6 +171,7 @@ void run_wrapper(Wrapper wrapper, Tensor out, Tensor inp) {
         case Wrapper::from_float: return start(round_to_bf16);
         case Wrapper::from_float_f32: return start(round_to_f32);
         case Wrapper::pack_bf16: return start(pack_two);
+        case Wrapper::exp2_approx: return start(raise_two);
         case Wrapper::warp_sum: return start(reduce_warp<false>);
         case Wrapper::warp_max: return start(reduce_warp<true>);
         case Wrapper::block_sum_64: return start(reduce_block<false, 64>);

@@ -11,6 +11,7 @@ enum class Wrapper {
     from_float,        // 1 word: f32 bits -> bf16 bits
     from_float_f32,    // 1 word: f32 bits -> f32 bits
     pack_bf16,         // 2 words: f32 low, f32 high -> 1 word
+    exp2_approx,       // 1 word: f32 bits -> f32 bits
     warp_sum,          // 1 word a lane -> 1 word
     warp_max,          //   "
     block_sum_64,      // 1 word a thread -> 2 words: the sum, and the sum of what each lacks of it

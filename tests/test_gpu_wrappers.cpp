@@ -30,7 +30,8 @@ WrapperShape wrapper_shape(Wrapper wrapper) {
         case Wrapper::packs_bf16:
         case Wrapper::packs_streaming: return {32, 128, 128};
         case Wrapper::from_float:
-        case Wrapper::from_float_f32: return {128, 128, 128};
+        case Wrapper::from_float_f32:
+        case Wrapper::exp2_approx: return {128, 128, 128};
         case Wrapper::pack_bf16: return {64, 128, 64};
         case Wrapper::warp_sum:
         case Wrapper::warp_max: return {64, 64, 64};
@@ -132,6 +133,24 @@ TEST(GpuWrappers, RoundingIsToNearestEven) {
     expect_words(Wrapper::from_float, inp, rounded);
     expect_words(Wrapper::from_float_f32, inp, inp);
     expect_words(Wrapper::pack_bf16, inp, packed);
+}
+
+TEST(GpuWrappers, PowersOfTwoAreRightToTwoUlp) {
+    Words inp;
+    for (int i = 0; i < 256; ++i) inp.push_back(bits(static_cast<float>(i) * 0.6183f - 140));
+    inp[7] = bits(0), inp[8] = bits(-INFINITY), inp[9] = bits(1), inp[10] = bits(-126.5f);
+    for (Device device : gpus()) {
+        const Words out = run_on(device, Wrapper::exp2_approx, inp);
+        for (size_t i = 0; i < inp.size(); ++i) {
+            const double x = number(inp[i]), expected = std::exp2(x), actual = number(out[i]);
+            // A subnormal result may be flushed.
+            const double bound = x < -126 ? 0x1p-126 : expected * 0x1p-22;
+            EXPECT_NEAR(actual, expected, bound) << "2^" << x << " on " << device_name(device);
+        }
+        EXPECT_EQ(number(out[7]), 1);
+        EXPECT_EQ(number(out[8]), 0);
+        EXPECT_EQ(number(out[9]), 2);
+    }
 }
 
 TEST(GpuWrappers, NansStayNans) {
