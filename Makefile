@@ -55,15 +55,18 @@ COMPILE_CUDA := $(NVCC) -std=c++20 -O3 -I. --expt-relaxed-constexpr -lineinfo -W
                 -Xcompiler "$(WARNINGS) -Wno-unused-parameter -pthread"
 endif
 # fmaf must be an instruction, or it is a quarter of the emulator's time: the machine that builds is the one that emulates.
-SIMT_DIALECT := -isystem kernels/simt/include -fno-strict-aliasing \
+SIMT_CXX      ?= $(CXX)
+SIMT_CXXFLAGS ?= $(CXXFLAGS)
+SIMT_DIALECT  := -isystem kernels/simt/include -fno-strict-aliasing \
                 $(if $(shell grep -m1 -w fma /proc/cpuinfo),-march=x86-64-v3)
 CUDA_SOURCES := core/device_runtime.cu $(wildcard kernels/*.cu)
 $(BUILD)/simt/%.o: %.cu
 	@mkdir -p $(@D)
 	$(COMPILE) $(SIMT_DIALECT) -x c++ -c $< -o $@
+# ThreadSanitizer watches the kernels, not the emulator under them: SIMT_CXX and SIMT_CXXFLAGS are then others (test-full).
 $(BUILD)/simt/%.o: %.cpp
 	@mkdir -p $(@D)
-	$(COMPILE) $(SIMT_DIALECT) -c $< -o $@
+	$(subst $(CXX) ,$(SIMT_CXX) ,$(subst $(CXXFLAGS),$(SIMT_CXXFLAGS),$(COMPILE))) $(SIMT_DIALECT) -c $< -o $@
 $(BUILD)/cuda/%.o: %.cu
 	@mkdir -p $(@D)
 	$(COMPILE_CUDA) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
@@ -162,10 +165,15 @@ test:  ## everything that can be tested here; T=name for one
 	@scripts/deps.sh build test demo
 	@$(MAKE) -j$(JOBS) $(if $(T),$(TEST_RUN) $(TESTED_BENCHES) programs,test-programs)
 	@scripts/test.sh $(BUILD)/tests/logs $(TEST_RUN)
-test-full:  ## test, then the same under AddressSanitizer and UndefinedBehaviorSanitizer
+# The tests that run kernels on devices (tests/on_device.h).
+DEVICE_TESTS := $(patsubst tests/%.cpp,%,$(shell grep -l '"tests/on_device.h"' tests/test_*.cpp))
+test-full:  ## test, then under ASan and UBSan; the kernels also under TSan; planted bugs under ASan, TSan and MSan
 	@$(MAKE) test
-	@$(MAKE) test BUILD=build/asan CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
-		CXX="$(CXX) -fsanitize=address,undefined"
+	@$(MAKE) test NVCC= BUILD=build/asan CXX="$(CXX) -fsanitize=address,undefined" \
+		CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+	@setarch -R $(MAKE) test NVCC= BUILD=build/tsan CXX="$(CXX) -fsanitize=thread" CXXFLAGS="-O1 -g -fsanitize=thread" \
+		SIMT_CXX="$(CXX)" SIMT_CXXFLAGS="-O2 -g -DSIMT_TSAN" TESTS="$(DEVICE_TESTS:%=build/tsan/tests/%)"
+	@scripts/simt_planted.sh
 test-peers:  ## against transformers, tokenizers and tiktoken in a private Python environment
 	@scripts/deps.sh peers || true  # what cannot be had is a counted skip
 	@$(MAKE) all
