@@ -92,7 +92,6 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void backward(Tensor dtable, Tensor dout, Tensor ids, Stream stream) {
     const int64_t num_tokens = dout.dims[0], channels = dout.dims[1];
-    if (num_tokens == 0 || channels == 0) return;
     const SortedIds sorted = sort_ids(ids.as<int32_t>(), num_tokens, dtable.dims[0], stream);
     const bool packed = channels % kFullPack<T> == 0 && is_aligned128(dtable.data, dout.data);
     const int64_t slices = ceil_div(channels, kWarp * (packed ? kFullPack<T> : 1));

@@ -72,14 +72,13 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t first = int64_t{blockIdx.x} * kBlockTokens + warp * kRounds * kWarp + lane;
     for (int round = 0; round < kRounds; ++round) {
         const int64_t n = first + round * kWarp;
-        const bool is_token = n < count;
-        id[round] = is_token ? ids[n] : 0;
+        id[round] = n < count ? ids[n] : 0;  // beyond the last token nothing follows that could be misplaced
         const int digit = digit_of(id[round], shift);
-        const uint32_t alike = __match_any_sync(kAllLanes, is_token ? digit : -1);
+        const uint32_t alike = __match_any_sync(kAllLanes, digit);
         const uint32_t alike_before = alike & ((1u << lane) - 1);
         rank[round] = places[warp][digit] + __popc(alike_before);
         __syncwarp();
-        if (is_token && alike_before == 0) places[warp][digit] += __popc(alike);
+        if (alike_before == 0) places[warp][digit] += __popc(alike);
         __syncwarp();
     }
     __syncthreads();

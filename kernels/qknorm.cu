@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                 float sum = dw[i][k];
                 for (int lanes = team_lanes; lanes < kWarp; lanes *= 2)
                     sum += __shfl_xor_sync(kAllLanes, sum, lanes);
-                if (lane < team_lanes && c < head_dim) sums[warp][c + k] = sum;
+                if (lane < team_lanes) sums[warp][c + k] = sum;
             }
         }
         __syncthreads();

@@ -198,7 +198,7 @@ TEST(LayerNorm, LargeMeanCostsNoAccuracy) {
 }
 
 TEST(LayerNorm, ARowOfEqualValuesStaysFinite) {
-    for (int64_t channels : {775, 787}) {
+    for (int64_t channels : {772, 775}) {
         for_each_isa([&] { check_equal_values(Device::cpu, channels); });
         for (Device device : gpus()) check_equal_values(device, channels);
     }
