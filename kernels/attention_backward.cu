@@ -190,6 +190,18 @@ __global__ void __launch_bounds__(dq_shape(kDim).threads(), dq_shape(kDim).block
     }
 }
 
+template <class T>
+void compute_dq(const AttentionProblem<T>& problem, const BackwardTensors<T>& tensors, Stream stream) {
+    with_head_size(problem.dim, [&](auto size) {
+        constexpr int kDim = decltype(size)::value;
+        constexpr BackwardShape kShape = dq_shape(kDim);
+        const dim3 blocks(num_ranges(problem.num_tokens, kShape.rows()),
+                          static_cast<unsigned>(problem.num_heads));
+        launch(attention_dq_kernel<T, kDim>, blocks, kShape.threads(), kShape.smem_bytes(kDim), stream,
+               problem, tensors);
+    });
+}
+
 // ---- dK and dV ----
 
 struct QueryTile {
@@ -315,24 +327,25 @@ __global__ void __launch_bounds__(dkv_shape(kDim).threads(), dkv_shape(kDim).blo
 }
 
 template <class T>
-void backward_on_tensor_cores(const AttentionProblem<T>& problem, const BackwardTensors<T>& tensors,
-                              Stream stream) {
+void compute_dk_dv(const AttentionProblem<T>& problem, const BackwardTensors<T>& tensors, Stream stream) {
     with_head_size(problem.dim, [&](auto size) {
         constexpr int kDim = decltype(size)::value;
-        const auto start = [&](auto kernel, const BackwardShape& shape, int heads) {
-            const dim3 blocks(num_ranges(problem.num_tokens, shape.rows()), static_cast<unsigned>(heads));
-            launch(kernel, blocks, shape.threads(), shape.smem_bytes(kDim), stream, problem, tensors);
+        constexpr BackwardShape kShape = dkv_shape(kDim);
+        const dim3 blocks(num_ranges(problem.num_tokens, kShape.rows()),
+                          static_cast<unsigned>(problem.num_heads / problem.group));
+        const auto start = [&](auto kernel) {
+            launch(kernel, blocks, kShape.threads(), kShape.smem_bytes(kDim), stream, problem, tensors);
         };
-        const int num_kv_heads = problem.num_heads / problem.group;
         if constexpr (kDim > 128) {
-            start(attention_dkv_kernel<T, kDim, true, false>, dkv_shape(kDim), num_kv_heads);
-            start(attention_dkv_kernel<T, kDim, false, true>, dkv_shape(kDim), num_kv_heads);
+            start(attention_dkv_kernel<T, kDim, true, false>);
+            start(attention_dkv_kernel<T, kDim, false, true>);
         } else {
-            start(attention_dkv_kernel<T, kDim, true, true>, dkv_shape(kDim), num_kv_heads);
+            start(attention_dkv_kernel<T, kDim, true, true>);
         }
-        start(attention_dq_kernel<T, kDim>, dq_shape(kDim), problem.num_heads);
     });
 }
+
+// ---- the op ----
 
 template <class T, bool kTensorCores>
 void backward(const Tensor& dqkv, const Tensor& dout, const Tensor& out, const Tensor& lse, const Tensor& qkv,
@@ -344,7 +357,8 @@ void backward(const Tensor& dqkv, const Tensor& dout, const Tensor& out, const T
         dq, dq + (problem.k - problem.q), dq + (problem.v - problem.q), dout.as<T>(), lse.as<float>(), delta};
     compute_delta<T, kTensorCores>(delta, dout.as<T>(), out.as<T>(), problem, stream);
     if constexpr (kTensorCores) {
-        backward_on_tensor_cores(problem, tensors, stream);
+        compute_dk_dv(problem, tensors, stream);
+        compute_dq(problem, tensors, stream);
     } else {
         backward_in_f32(problem, tensors, stream);
     }

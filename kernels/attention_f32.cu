@@ -332,6 +332,17 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 }
 
+void compute_dq_in_f32(const AttentionProblem<float>& problem, const BackwardTensors<float>& tensors,
+                       Stream stream) {
+    with_f32_tiles(problem.dim, [&](auto tiles) {
+        using Tiles = decltype(tiles);
+        const dim3 blocks(num_ranges(problem.num_tokens, Tiles::kTile),
+                          static_cast<unsigned>(problem.num_heads));
+        launch(attention_dq_f32_kernel<Tiles>, blocks, kThreads, Tiles::smem_bytes(4), stream, problem,
+               tensors);
+    });
+}
+
 template <class Tiles>
 __global__ void __launch_bounds__(kThreads, Tiles::kDim == 64 ? 1 : 2)
     attention_dkv_f32_kernel(const AttentionProblem<float> problem, const BackwardTensors<float> tensors) {
@@ -383,20 +394,23 @@ __global__ void __launch_bounds__(kThreads, Tiles::kDim == 64 ? 1 : 2)
     }
 }
 
+void compute_dk_dv_in_f32(const AttentionProblem<float>& problem, const BackwardTensors<float>& tensors,
+                          Stream stream) {
+    with_f32_tiles(problem.dim, [&](auto tiles) {
+        using Tiles = decltype(tiles);
+        const dim3 blocks(num_ranges(problem.num_tokens, Tiles::kTile),
+                          static_cast<unsigned>(problem.num_heads / problem.group));
+        launch(attention_dkv_f32_kernel<Tiles>, blocks, kThreads, Tiles::smem_bytes(4), stream, problem,
+               tensors);
+    });
+}
+
 }  // namespace
 
 void backward_in_f32(const AttentionProblem<float>& problem, const BackwardTensors<float>& tensors,
                      Stream stream) {
-    with_f32_tiles(problem.dim, [&](auto size) {
-        using Tiles = decltype(size);
-        const unsigned tiles = num_ranges(problem.num_tokens, Tiles::kTile);
-        const unsigned heads = static_cast<unsigned>(problem.num_heads),
-                       kv_heads = static_cast<unsigned>(problem.num_heads / problem.group);
-        launch(attention_dkv_f32_kernel<Tiles>, dim3(tiles, kv_heads), kThreads, Tiles::smem_bytes(4), stream,
-               problem, tensors);
-        launch(attention_dq_f32_kernel<Tiles>, dim3(tiles, heads), kThreads, Tiles::smem_bytes(4), stream,
-               problem, tensors);
-    });
+    compute_dk_dv_in_f32(problem, tensors, stream);
+    compute_dq_in_f32(problem, tensors, stream);
 }
 
 }  // namespace GPU_NAMESPACE
