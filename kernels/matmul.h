@@ -3,12 +3,13 @@
 //   forward:          out[n,o]     = sum_c inp[n,c] * weight[o,c] + bias[o]
 //   backward input:   dinp[n,c]    = sum_o dout[n,o] * weight[o,c]
 //   backward weight:  dweight[o,c] (+)= sum_n dout[n,o] * inp[n,c],   dbias[o] (+)= sum_n dout[n,o]
-// Every operand may be f32 or bf16 on its own. Sums are f32. MatmulMath::bf16 rounds f32 operands to bf16
-// while packing (2x the peak where the CPU has vdpbf16ps; elsewhere the products are f32 of bf16-rounded
-// values). Two bf16 operands always use bf16 math. The sum over the inner index runs in one fixed order that
-// depends on nothing but the inner size: same bits for any number of threads and for any row's place in the
-// batch. Source of the blocking: Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
-// (2008).
+// Every operand may be f32 or bf16 on its own. Sums are f32. MatmulMath::bf16 rounds f32 operands to bf16 on
+// their way (2x the peak where the CPU has vdpbf16ps, tensor cores on a GPU; elsewhere the products are f32
+// of bf16-rounded values). Two bf16 operands always use bf16 math. The sum over the inner index runs in one
+// fixed order. On the CPU it depends on nothing but the inner size: same bits for any number of threads and
+// for any row's place in the batch. On a GPU it depends on the shape, and where cuBLASLt multiplies, on the
+// plan that was chosen for it (matmul_cublaslt.cu): same bits in every run with the same plans. Source of the
+// CPU's blocking: Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 #pragma once
 #include "core/tensor.h"
 

@@ -80,7 +80,7 @@ void check_case(Case c, MatmulMath math, Device device = Device::cpu) {
     const Values hidden = exact(normal_values(c.rows * c.channels, 1));
     const Values weight = exact(normal_values(c.vocab * c.channels, 2));
     std::vector<int32_t> targets = random_ids(c.rows, 0, static_cast<int32_t>(c.vocab), 3);
-    for (size_t n = 0; n < targets.size(); n += 5) targets[n] = n % 2 ? -1 : targets[n];
+    for (size_t n = 1; n < targets.size(); n += 5) targets[n] = -1;
     const double scale = 0.125;
     const bool bf16_logits = device != Device::cpu && std::is_same_v<T, bf16>;
     const Gradients expected = twin(hidden, weight, targets, c, scale, bf16_logits);
@@ -123,7 +123,7 @@ TEST(CrossEntropy, EqualsItsTwinOnEveryInstructionSet) {
 // both sizes of block; rows of one chunk and of several.
 TEST(CrossEntropy, EqualsItsTwinOnEveryGpu) {
     for (Device device : gpus()) {
-        for (Case c : {Case{1, 1, 1}, {3, 5, 7}, {17, 24, 131}, {150, 8, 64}, {3, 8, 1100}, {2, 8, 8300}}) {
+        for (Case c : {Case{1, 1, 1}, {3, 5, 7}, {17, 24, 131}, {150, 8, 64}, {3, 8, 1100}, {3, 8, 8300}}) {
             check_case<float>(c, MatmulMath::f32, device);
             check_case<bf16>(c, MatmulMath::bf16, device);
         }
