@@ -1,6 +1,8 @@
 #!/bin/bash
 # Installs what is missing from the distribution's packages and says what for; does nothing when all is there.
 #   scripts/deps.sh build|test|bench|lint|demo|peers ...     each word adds its packages
+#   scripts/deps.sh unpack DIR build|test|bench ...          installs nothing: headers and libraries into DIR, for a
+#                                                            machine without network (DEPS_DIR of scripts/gpu_check.sh)
 set -euo pipefail
 export LC_ALL=C
 
@@ -43,12 +45,47 @@ LIST
     esac
 }
 
+unpack_into=
+if [ "${1:-}" = unpack ]; then
+    [ $# -ge 3 ] || {
+        echo "error: deps: unpack needs a directory and groups  hint: scripts/deps.sh unpack DIR build test" >&2
+        exit 2
+    }
+    unpack_into=$2
+    shift 2
+fi
 for group in "$@"; do
     packages "$group" >/dev/null || {
         echo "error: deps: unknown group '$group'  hint: build, test, bench, lint, demo or peers" >&2
         exit 2
     }
 done
+if [ -n "$unpack_into" ]; then
+    names=()
+    for group in "$@"; do
+        while read -r name why; do
+            case $name in
+                g++ | binutils | git | clang-format | python3-venv | xz-utils) continue ;;  # programs, not libraries
+            esac
+            names+=("$name")
+            # The shared libraries behind the headers.
+            while read -r dependency; do names+=("$dependency"); done < <(apt-cache depends "$name" |
+                sed -n 's/^ *Depends: \([a-z][a-z0-9.+-]*\)$/\1/p' | grep -vE '^(libc6|libgcc|libstdc)' || true)
+        done < <(packages "$group")
+    done
+    mkdir -p "$unpack_into"
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    if ! (cd "$work" && apt-get -qq download "${names[@]}" >log 2>&1); then
+        tail -n 3 "$work/log" >&2
+        echo "error: deps: apt-get could not download: ${names[*]}  hint: apt-get update" >&2
+        exit 1
+    fi
+    for deb in "$work"/*.deb; do dpkg-deb -x "$deb" "$unpack_into"; done
+    rm -rf "$unpack_into"/usr/share/doc "$unpack_into"/usr/share/man
+    echo "deps: ${#names[@]} packages unpacked into $unpack_into"
+    exit 0
+fi
 if ! command -v dpkg-query >/dev/null; then
     echo "deps: no dpkg here: the packages of this system must bring what scripts/deps.sh lists for: $*" >&2
     exit 0

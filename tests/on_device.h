@@ -6,6 +6,7 @@
 //       on.fetch();
 //   }
 #pragma once
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -16,8 +17,9 @@ namespace simt {
 void set_seed(uint64_t seed);  // the order of threads, blocks and streams (kernels/simt/simt.h)
 }
 
-// The emulator, and the GPU where there is one.
+// The emulator, and the GPU where there is one. INGOT_TEST_DEVICE=cuda (or simt): that one alone.
 inline std::vector<Device> gpus() {
+    if (const char* only = std::getenv("INGOT_TEST_DEVICE")) return {device_from_name(only)};
     std::vector<Device> devices{Device::simt};
     if (device_from_name("auto") == Device::cuda) devices.push_back(Device::cuda);
     return devices;

@@ -100,3 +100,74 @@ TEST_F(Scripts, UnknownGroupsOfPackagesAreRefused) {
     EXPECT_EQ(deps.err,
               "error: deps: unknown group 'biuld'  hint: build, test, bench, lint, demo or peers\n");
 }
+
+namespace {
+
+// A stand-in for a test or benchmark of gpu_check.sh that prints its JSON where --json says.
+const char* const kToJson = "while [ \"$1\" != --json ]; do shift; done\n";
+
+}  // namespace
+
+class GpuCheck : public Scripts {
+protected:
+    // The results, which must be one whole JSON document whatever happened.
+    Outcome check(const std::vector<std::string>& sections, const RunOptions& options = {},
+                  const char* limit_s = "50") {
+        std::vector<std::string> words = {
+            "OUT=" + path("out"),  "BUILD=" + path("gpu"), std::string("LIMIT_S=") + limit_s,
+            "TESTS=test_one",      "DEVICE=simt",          "bash",
+            "scripts/gpu_check.sh"};
+        words.insert(words.end(), sections.begin(), sections.end());
+        const Outcome run = run_program("/usr/bin/env", words, options);
+        results_ = nlohmann::json::parse(read_file(path("out/gpu_check.json")));
+        return run;
+    }
+    std::string status(size_t section) const { return results_.at("sections").at(section).at("status"); }
+    nlohmann::json results_;
+};
+
+TEST_F(GpuCheck, ResultsOfAllSectionsLieInOneFile) {
+    script("gpu/bench/bench_gpu",
+           std::string(kToJson) + "echo 'a \"table\"\t\\'; echo '{\"op\":\"gelu\"}' >$2\n");
+    script("gpu/bench/bench_train", std::string(kToJson) + "printf '{\"kind\":\"train\"}\\n{\"ki' >$2\n");
+    script("gpu/tests/test_one", "echo '[       OK ] A.B (0 ms)'\n");
+    const Outcome run = check({"tests", "bench", "train"});
+    EXPECT_EQ(run.exit_code, 0) << run.out << run.err;
+    EXPECT_NE(run.last_line().find("tests ok, bench ok, train ok"), std::string::npos) << run.out;
+    ASSERT_EQ(results_.at("sections").size(), 3u);
+    EXPECT_EQ(results_.at("sections").at(0).at("note"), "1 passed, 0 failed, 0 skipped");
+    EXPECT_EQ(results_.at("sections").at(1).at("note"), "a \"table\" \\");
+    ASSERT_EQ(results_.at("lines").size(), 2u) << "half a line is none";
+    EXPECT_EQ(results_.at("lines").at(0).at("op"), "gelu");
+    EXPECT_EQ(results_.at("lines").at(1).at("kind"), "train");
+}
+
+TEST_F(GpuCheck, FailuresAndTimeLimitsAreToldAndTheRestStillRuns) {
+    script("gpu/tests/test_one", "echo '[  FAILED  ] A.B (1 ms)'; exit 1\n");
+    script("gpu/bench/bench_gpu",
+           std::string(kToJson) + "echo '{\"op\":\"rope\"}' >$2; echo begun; sleep 60\n");
+    const Outcome run = check({"tests", "bench", "train"}, {}, "8");
+    EXPECT_EQ(run.exit_code, 1);
+    EXPECT_EQ(status(0), "failed");
+    EXPECT_NE(results_.at("sections").at(0).at("log").get<std::string>().find("[  FAILED  ] A.B"),
+              std::string::npos);
+    EXPECT_EQ(status(1), "cut off");
+    EXPECT_EQ(status(2), "skipped") << "no time is left";
+    EXPECT_EQ(results_.at("lines").at(0).at("op"), "rope") << "what was measured is kept";
+}
+
+TEST_F(GpuCheck, StoppedItLeavesWholeResults) {
+    script("gpu/bench/bench_gpu",
+           std::string(kToJson) + "echo '{\"op\":\"rope\"}' >$2; touch " + path("begun") + "; sleep 60\n");
+    const Outcome run =
+        check({"bench"}, {.signal = SIGTERM, .signal_when = [this] { return path_exists(path("begun")); }});
+    EXPECT_EQ(run.exit_code, 1) << run.out;
+    EXPECT_EQ(status(0), "cut off");
+    EXPECT_EQ(results_.at("lines").size(), 1u);
+}
+
+TEST_F(GpuCheck, UnknownSectionsAreRefused) {
+    const Outcome run = bash({"scripts/gpu_check.sh", "bench", "trian"});
+    EXPECT_EQ(run.exit_code, 2);
+    EXPECT_TRUE(run.error_line().starts_with("error: gpu_check: unknown section 'trian'  hint: ")) << run.err;
+}
