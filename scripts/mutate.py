@@ -5,9 +5,9 @@
 
 Each mutant is one changed place in one kernel file: a barrier or wait deleted, += made =, two names in an index
 swapped, a bound moved by one, a condition turned. The file's own test is built against the emulator and run. A
-mutant that it lets pass is a survivor; with --sanitize survivors are tried again under AddressSanitizer and
+mutant that does not compile is none; one that the test lets pass is a survivor; with --sanitize survivors are tried again under AddressSanitizer and
 ThreadSanitizer. Works in a copy under build/mutants; nothing of the tree is touched. Ends with the survivors and a
-line `mutants: N tried, N killed, N survived`; exit code 1 when more than one in ten survived.
+line `mutants: N killed, N survived, N did not compile`; exit code 1 when more than one in ten survived.
 """
 import argparse
 import pathlib
@@ -96,7 +96,7 @@ def verdict(tests, build, flags):
     for test in tests:
         make = ["make", f"BUILD={build}", *flags, f"{build}/tests/{test}"]
         if run(make, 900) != 0:
-            return "killed by the compiler"
+            return "does not compile"
         if run([f"{build}/tests/{test}"], 180) != 0:
             return f"killed by {test}"
     return "survived"
@@ -139,7 +139,7 @@ def main():
                  "CXX=g++ -fsanitize=address,undefined"],
         "tsan": ["CXXFLAGS=-O1 -g -fsanitize=thread", "CXX=g++ -fsanitize=thread"],
     }
-    survivors, killed = [], 0
+    survivors, killed, invalid = [], 0, 0
     for path, number, kind, before, after in chosen:
         copy = TREE / path.relative_to(ROOT)
         original = copy.read_text()
@@ -158,13 +158,15 @@ def main():
         print(f"{path.relative_to(ROOT)}:{number + 1}: {kind}: {result}: {before.strip()}  ->  {after.strip()}", flush=True)
         if result == "survived":
             survivors.append((path, number, kind, before, after))
+        elif result.startswith("does not compile"):
+            invalid += 1
         else:
             killed += 1
     print("\nsurvivors:" if survivors else "\nno survivors")
     for path, number, kind, before, after in survivors:
         print(f"  {path.relative_to(ROOT)}:{number + 1}: {kind}: {before.strip()}  ->  {after.strip()}")
-    print(f"mutants: {len(chosen)} tried, {killed} killed, {len(survivors)} survived")
-    sys.exit(1 if len(survivors) * 10 > len(chosen) else 0)
+    print(f"mutants: {killed} killed, {len(survivors)} survived, {invalid} did not compile")
+    sys.exit(1 if len(survivors) * 10 > killed else 0)
 
 
 if __name__ == "__main__":
