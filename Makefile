@@ -118,7 +118,7 @@ $(BUILD)/train: $(BUILD)/train.o $(LIBRARIES)
 	$(CXX) -pthread $< $(LINKED) $(LDLIBS) -o $@
 
 JOBS ?= $(shell nproc)
-.PHONY: all programs deps demo test test-full test-peers bench lint format help clean
+.PHONY: all programs deps demo test test-full test-peers bench profile sass lint format help clean
 programs: $(PROGRAMS)
 all:  ## every program into build/
 	@scripts/deps.sh build
@@ -178,10 +178,20 @@ test-peers:  ## against transformers, tokenizers and tiktoken in a private Pytho
 	@scripts/deps.sh peers || true  # what cannot be had is a counted skip
 	@$(MAKE) all
 	@scripts/peers/run.sh $(BUILD)
-bench:  ## B=train, matmul, attention, ops: measured beside the machine's own peak, in one run
+bench:  ## B=train, matmul, attention, ops, gpu, ladder: measured beside the machine's own peak, in one run
 	@scripts/deps.sh build bench
 	@$(MAKE) -j$(JOBS) $(if $(B),$(BUILD)/bench/bench_$(B),$(BENCHES))
 	@for bench in $(if $(B),$(BUILD)/bench/bench_$(B),$(BENCHES)); do $$bench $(ARGS) || exit; done
+profile:  ## K=attention: Nsight Compute's report of an op's kernels at a real shape
+	@scripts/inspect.sh has-profiler "$(K)" "$(NVCC)"
+	@$(MAKE) -j$(JOBS) $(BUILD)/bench/bench_gpu
+	@scripts/inspect.sh profile "$(K)" $(BUILD) $(ARGS)
+# Kernels of one op: kernels/K.cu and kernels/K_*.cu; of a ladder's rung: K=ladder/gemm_5_tensor_cores.
+SASS_OBJECTS = $(patsubst %.cu,$(BUILD)/cuda/%.o,$(if $(K),$(wildcard kernels/$(K).cu kernels/$(K)_*.cu bench/$(K).cu)))
+sass:  ## K=attention: the machine code of an op's kernels
+	@scripts/inspect.sh has-sass "$(K)" "$(NVCC)" $(SASS_OBJECTS)
+	@$(MAKE) -s -j$(JOBS) $(SASS_OBJECTS)
+	@scripts/inspect.sh sass "$(K)" $(SASS_OBJECTS)
 lint:  ## layers, sizes, names, format, paths in the documents
 	@scripts/deps.sh lint
 	@scripts/lint.sh
@@ -191,6 +201,7 @@ format:  ## clang-format on every source file
 # Variables that `make help` names:
 #= T=name          the one test to run              make test T=rope
 #= B=name          the one benchmark to run         make bench B=train
+#= K=name          the op to look into              make sass K=rmsnorm
 #= ARGS='...'      flags of the benchmark           make bench B=matmul ARGS='--tokens 256'
 #= CORPUS=DIR      your own text for the demo       make demo CORPUS=notes
 #= DEMO_DIR=DIR    where the demo works             build/demo

@@ -18,7 +18,7 @@ struct Options {
                     tokens = "8192,32768";
     std::string seq_lens = "1024,4096,16384", dtypes = "bf16", json, library;
     int64_t repetitions = 20, elements = int64_t{1} << 27, limit_s = 3600;
-    bool smoke = false, list = false;
+    bool smoke = false, once = false, list = false;
 };
 
 // One JSON object a line, each on its way to the file at once: what was measured survives whatever comes
@@ -75,7 +75,7 @@ public:
     Bench(const Options& o, Device device)
         : options_(o), device_(device), json_(o.json), facts_(gpu_facts(device)) {
         if (!o.library.empty()) library_ = LibraryTimes(o.library);
-        if (o.smoke) return;
+        if (o.once) return;
         // Twice the L2 and more: what is left of it is not what the next run reads.
         const DeviceInfo info = device_info(device);
         evict_memory_ = Buffer(std::max<int64_t>(2 * info.l2_bytes, int64_t{128} << 20), device);
@@ -83,7 +83,7 @@ public:
     }
 
     void measure_ceilings() {
-        if (options_.smoke) return;
+        if (options_.once) return;
         const DeviceInfo info = device_info(device_);
         const auto seconds_of = [&](const GpuRow& row) {
             const std::optional<GpuTiming> timing = run(row);
@@ -109,7 +109,7 @@ public:
         try {
             GpuTensors tensors(device_);
             const std::function<void()> body = row.prepare(tensors);
-            if (options_.smoke) {
+            if (options_.once) {
                 body();
                 device_synchronize(device_);
             } else {
@@ -159,10 +159,12 @@ int body(int argc, char** argv) {
     flags.add("limit-s", o.limit_s, "rows that have not begun after so many seconds are left out", 1, 86400);
     flags.add("json", o.json, "also writes each row as a line of JSON");
     flags.add("library", o.library, "another library's times (scripts/reference/torch_train.py --ops)");
+    flags.add("once", o.once, "each row once, no rates: for a profiler");
     flags.add("smoke", o.smoke, "each row once, tiny, no rates");
     flags.add("list", o.list, "prints the rows as JSON and measures nothing");
     flags.parse(argc, argv);
     if (o.device == "simt") o.smoke = true;
+    if (o.smoke) o.once = true;
     const GpuRowChoice choice = choice_of(o);
     const std::vector<GpuRow> rows = gpu_rows(choice);
     if (o.list) {
@@ -174,7 +176,7 @@ int body(int argc, char** argv) {
     const Device device = device_from_name(o.device.c_str());
     Bench bench(o, device);
     for (const auto& [name, value] : bench.facts()) std::printf("%s: %s\n", name.c_str(), value.c_str());
-    std::printf("%s", o.smoke ? "" : gpu_table_head().c_str());
+    std::printf("%s", o.once ? "" : gpu_table_head().c_str());
     bench.measure_ceilings();
     size_t done = 0;
     for (; done < rows.size(); ++done) {

@@ -6,7 +6,8 @@
 #     tests      the kernel tests, on the GPU
 #     sanitizer  some of them under compute-sanitizer: memcheck, racecheck, synccheck
 #     torch      PyTorch's times for bench's rows and for training, where python3 can import torch
-#     bench      every op beside what the GPU was measured to copy and to multiply (and beside PyTorch's times)
+#     bench      every op beside what the GPU was measured to copy and to multiply (and beside PyTorch's times), and the
+#                teaching ladders
 #     train      training throughput
 #   Variables: OUT (bench/results)  BUILD (build)  LIMIT_S (540: of the whole)  MODELS  BATCH_TOKENS (131072)
 #     GTEST_DIR  sources of GoogleTest, where it is not installed (Debian's libgtest-dev: /usr/src/googletest)
@@ -255,7 +256,9 @@ fi
 if wanted bench; then
     library=()
     [ -s "$work/torch.jsonl" ] && library=(--library "$work/torch.jsonl")
-    section bench 150 "$build/bench/bench_gpu" --device "${DEVICE:-cuda}" --limit-s 120 --json "$work/bench.jsonl" ${library[@]+"${library[@]}"}
+    section bench 170 bash -c '"$build/bench/bench_gpu" --device "$0" --limit-s 110 --json "$work/bench.jsonl" "$@"; code=$?
+        [ ! -x "$build/bench/bench_ladder" ] || "$build/bench/bench_ladder" --device "$0" --json "$work/ladder.jsonl" || code=1
+        exit $code' "${DEVICE:-cuda}" ${library[@]+"${library[@]}"}
 fi
 
 if wanted train; then
