@@ -166,7 +166,7 @@ test:  ## everything that can be tested here; T=name for one
 	@$(MAKE) -j$(JOBS) $(if $(T),$(TEST_RUN) $(TESTED_BENCHES) programs,test-programs)
 	@scripts/test.sh $(BUILD)/tests/logs $(TEST_RUN)
 # The tests that run kernels on devices (tests/on_device.h).
-DEVICE_TESTS := $(patsubst tests/%.cpp,%,$(shell grep -l '"tests/on_device.h"' tests/test_*.cpp))
+DEVICE_TESTS := $(patsubst tests/%.cpp,%,$(shell grep -l 'gpus()' tests/test_*.cpp))
 test-full:  ## test, then under ASan and UBSan; the kernels also under TSan; planted bugs under ASan, TSan and MSan
 	@$(MAKE) test
 	@$(MAKE) test NVCC= BUILD=build/asan CXX="$(CXX) -fsanitize=address,undefined" \

@@ -42,7 +42,7 @@ struct Options {
     std::string json;
     int64_t threads = 0;
     int64_t steps = 5;
-    int64_t seq_len = 1024, batch_tokens = 524288, micro_batch = 0, limit_s = 600;
+    int64_t seq_len = 1024, batch_tokens = 524288, micro_batch = 0, limit_s = 600, total_s = 86400;
 };
 
 // Runs one configuration and prints its line; false when the measurement contradicts the peak.
@@ -129,8 +129,14 @@ int train_on_gpu(const Options& o, const std::vector<std::string>& models,
     const Device device = o.device == "simt" ? Device::simt : Device::cuda;
     if (!o.json.empty()) write_file_atomic(o.json, "");
     int first_failure = 0;
+    const double start = seconds_now();
     for (const std::string& model : models) {
         for (const Precision& precision : precisions) {
+            if (seconds_now() - start > static_cast<double>(o.total_s)) {
+                std::printf("train model=%s dtype=%s left out: no time\n", model.c_str(),
+                            precision.name.c_str());
+                continue;
+            }
             const GpuTrainChoice choice{.model = model,
                                         .precision = precision,
                                         .device = device,
@@ -173,6 +179,7 @@ int body(int argc, char** argv) {
               1 << 20);
     flags.add("limit-s", o.limit_s, "GPU: no further step of a configuration after so many seconds", 1,
               86400);
+    flags.add("total-s", o.total_s, "GPU: no further configuration after so many seconds", 1, 86400);
     flags.add("json", o.json, "GPU: also writes a line of JSON per configuration");
     flags.parse(argc, argv);
     // What can be wrong is found before the first measurement, and here, not in a child.

@@ -1,14 +1,14 @@
 #!/bin/bash
 # Everything that only a machine with a GPU can tell, in one command and at most nine minutes: for a machine with nvcc and
 # perhaps no network, no MPI and no GoogleTest.
-#   scripts/gpu_check.sh [build] [tests] [sanitizer] [torch] [bench] [train]        none named: all, in this order
+#   scripts/gpu_check.sh [build] [tests] [bench] [train] [torch] [sanitizer]        none named: all, in this order
 #     build      the programs that the other sections need, for this GPU alone
 #     tests      the kernel tests, on the GPU
-#     sanitizer  some of them under compute-sanitizer: memcheck, racecheck, synccheck
-#     torch      PyTorch's times for bench's rows and for training, where python3 can import torch
-#     bench      every op beside what the GPU was measured to copy and to multiply (and beside PyTorch's times), and the
-#                teaching ladders
+#     bench      every op beside what the GPU was measured to copy and to multiply (and beside PyTorch's times, when torch
+#                is chosen), and the teaching ladders
 #     train      training throughput
+#     torch      PyTorch's times for bench's rows, before bench, and for training, where python3 can import torch
+#     sanitizer  some of the tests under compute-sanitizer: memcheck, racecheck, synccheck
 #   Variables: OUT (bench/results)  BUILD (build)  LIMIT_S (540: of the whole)  MODELS  BATCH_TOKENS (131072)
 #     GTEST_DIR  sources of GoogleTest, where it is not installed (Debian's libgtest-dev: /usr/src/googletest)
 #     DEVICE     simt tries this script itself without a GPU
@@ -20,7 +20,7 @@ export LC_ALL=C
 cd "$(dirname "$0")/.."
 out=${OUT:-bench/results} build=${BUILD:-build} limit=${LIMIT_S:-540}
 models=${MODELS:-gpt2-124m,gpt2-355m,gpt2-774m,gpt2-1558m,llama-1b,qwen2.5-7b}
-all="build tests sanitizer torch bench train"
+all="build tests bench train torch sanitizer"
 for word in "$@"; do
     case " $all " in *" $word "*) ;; *)
         echo "error: gpu_check: unknown section '$word'  hint: $all" >&2
@@ -178,7 +178,7 @@ if wanted tests || wanted sanitizer; then
     fi
 fi
 # The tests that know devices.
-tests=${TESTS:-$(grep -lE '"(tests/on_device|bench/ladder/ladder)\.h"' tests/test_*.cpp | sed 's|tests/\(.*\)\.cpp|\1|' | tr '\n' ' ')}
+tests=${TESTS:-$(grep -l 'gpus()' tests/test_*.cpp | sed 's|tests/\(.*\)\.cpp|\1|' | tr '\n' ' ')}
 
 # ---- the sections ----------------------------------------------------------------------------------------------------
 say "gpu: ${gpu:-none was found}; nvcc: ${nvcc:-none was found}; commit $commit; results: $out/gpu_check.json"
@@ -197,12 +197,11 @@ if wanted build; then
         wanted train && targets="$targets $build/bench/bench_train"
         if { wanted tests || wanted sanitizer; } && [ -z "$no_gtest" ]; then
             for test in $tests; do targets="$targets $build/tests/$test"; done
-            targets="$targets $build/bench/bench_gpu $build/bench/bench_train $build/train"  # which tests start
         fi
         capability=$(printf '%s' "$gpu" | awk -F', ' '{ gsub(/\./, "", $4); print $4 }')
         case $capability in 90 | 100 | 103 | 120) capability=${capability}a ;; esac
         gencode=${capability:+GENCODE=-gencode arch=compute_$capability,code=sm_$capability}
-        section build 300 bash -c 'while sleep 20; do echo "$(find "$build" -name "*.o" | wc -l) objects"; done & beat=$!
+        section build 260 bash -c 'while sleep 20; do echo "$(find "$build" -name "*.o" | wc -l) objects"; done & beat=$!
             trap "kill $beat" EXIT; make -s -j"$(nproc)" BUILD="$build" COMMIT="$0" "$@"' "$commit" ${gencode:+"$gencode"} NVCC="$nvcc" $targets
     fi
 fi
@@ -211,20 +210,57 @@ if wanted tests; then
     if [ -n "$no_gtest" ]; then
         skip tests "$no_gtest"
     else
-        section tests 150 env INGOT_TEST_DEVICE="${DEVICE:-cuda}" scripts/test.sh "$work/tests" $(for test in $tests; do echo "$build/tests/$test"; done)
+        section tests 100 env INGOT_TEST_DEVICE="${DEVICE:-cuda}" scripts/test.sh "$work/tests" $(for test in $tests; do echo "$build/tests/$test"; done)
     fi
 fi
 
-run_sanitizer() { # on the GPU's part of each test; racecheck sees shared memory, memcheck global, synccheck barriers
-    local bad=0
-    for tool in memcheck racecheck synccheck; do
-        for test in $1; do
+has_torch=
+if wanted torch; then
+    if python3 -c 'import torch; assert torch.cuda.is_available()' >/dev/null 2>&1; then
+        has_torch=1
+        section torch_ops 60 bash -c '"$build/bench/bench_gpu" --list >"$work/rows" &&
+            python3 -u scripts/reference/torch_train.py --ops "$work/rows" --limit-s 50 --json "$work/torch.jsonl"'
+    else
+        skip torch "python3 here cannot import torch, or torch sees no GPU"
+    fi
+fi
+
+if wanted bench; then
+    library=()
+    [ -s "$work/torch.jsonl" ] && library=(--library "$work/torch.jsonl")
+    section bench 130 bash -c '"$build/bench/bench_gpu" --device "$0" --limit-s 80 --json "$work/bench.jsonl" "$@"; code=$?
+        [ ! -x "$build/bench/bench_ladder" ] || "$build/bench/bench_ladder" --device "$0" --json "$work/ladder.jsonl" || code=1
+        exit $code' "${DEVICE:-cuda}" ${library[@]+"${library[@]}"}
+fi
+
+if wanted train; then
+    section train 130 "$build/bench/bench_train" --device "${DEVICE:-cuda}" --models "$models" --dtypes bf16 \
+        --batch-tokens "${BATCH_TOKENS:-131072}" --steps 5 --limit-s 15 --total-s 100 --json "$work/train.jsonl"
+fi
+
+if [ -n "$has_torch" ]; then
+    section torch_train 150 bash -c 'python3 -u scripts/reference/torch_train.py --models "$models" --batch-tokens "$0" \
+        --limit-s 120 --json "$work/torch.jsonl"' "${BATCH_TOKENS:-131072}"
+fi
+
+# The GPU's part of each test. memcheck sees global memory, racecheck shared memory, synccheck barriers.
+run_sanitizer() { # TESTS SECONDS
+    local bad=0 began=$SECONDS
+    for test in $1; do
+        for tool in memcheck racecheck synccheck; do
             [ -x "$build/tests/$test" ] || continue
-            if INGOT_TEST_DEVICE="${DEVICE:-cuda}" timeout 60 compute-sanitizer --tool $tool --error-exitcode 99 --print-limit 5 \
-                "$build/tests/$test" --gtest_brief=1 --gtest_filter='*Gpu*:*Ladder*' >"$work/sanitizer_one" 2>&1; then
+            local left=$(($2 - SECONDS + began))
+            if [ "$left" -lt 5 ]; then
+                echo "$tool $test: no time left"
+                continue
+            fi
+            if INGOT_TEST_DEVICE="${DEVICE:-cuda}" timeout "$left" compute-sanitizer --tool $tool --error-exitcode 99 \
+                --print-limit 5 "$build/tests/$test" --gtest_brief=1 --gtest_filter='*Gpu*:*Ladder*' >"$work/sanitizer_one" 2>&1; then
                 echo "$tool $test: clean"
+            elif [ $? = 124 ]; then
+                echo "$tool $test: stopped after $left s without a finding: $(grep -c '^\[' "$work/sanitizer_one") lines"
             else
-                echo "$tool $test: exit code $?"
+                echo "$tool $test: FOUND"
                 grep -E '=====|FAILED|error' "$work/sanitizer_one" | head -n 40
                 bad=1
             fi
@@ -239,35 +275,15 @@ if wanted sanitizer; then
     elif ! command -v compute-sanitizer >/dev/null; then
         skip sanitizer "compute-sanitizer is not on the PATH"
     else
-        section sanitizer 120 bash -c 'run_sanitizer "$0"' "${SANITIZER_TESTS:-test_gpu_wrappers test_loss_sum test_kv_cache test_layernorm test_embedding test_attention test_matmul_gpu test_cross_entropy}"
+        left=$((limit - $(elapsed) - 8))
+        section sanitizer 150 bash -c 'run_sanitizer "$0" "$1"' \
+            "${SANITIZER_TESTS:-test_gpu_wrappers test_attention test_matmul_gpu test_cross_entropy test_embedding test_layernorm test_ladder}" \
+            $((left < 145 ? left : 145))
     fi
-fi
-
-if wanted torch; then
-    if python3 -c 'import torch; assert torch.cuda.is_available()' >/dev/null 2>&1; then
-        section torch 150 bash -c '"$build/bench/bench_gpu" --list >"$work/rows" &&
-            python3 -u scripts/reference/torch_train.py --ops "$work/rows" --models "$models" --batch-tokens "$0" \
-                --limit-s "$1" --json "$work/torch.jsonl"' "${BATCH_TOKENS:-131072}" "${TORCH_LIMIT_S:-130}"
-    else
-        skip torch "python3 here cannot import torch, or torch sees no GPU"
-    fi
-fi
-
-if wanted bench; then
-    library=()
-    [ -s "$work/torch.jsonl" ] && library=(--library "$work/torch.jsonl")
-    section bench 170 bash -c '"$build/bench/bench_gpu" --device "$0" --limit-s 110 --json "$work/bench.jsonl" "$@"; code=$?
-        [ ! -x "$build/bench/bench_ladder" ] || "$build/bench/bench_ladder" --device "$0" --json "$work/ladder.jsonl" || code=1
-        exit $code' "${DEVICE:-cuda}" ${library[@]+"${library[@]}"}
-fi
-
-if wanted train; then
-    section train 180 "$build/bench/bench_train" --device "${DEVICE:-cuda}" --models "$models" --dtypes bf16 \
-        --batch-tokens "${BATCH_TOKENS:-131072}" --steps 5 --limit-s 20 --json "$work/train.jsonl"
 fi
 
 running=
 write_results
 say "results: $out/gpu_check.json"
-summary=$(printf '%s\n' ${sections[@]+"${sections[@]}"} | sed -n 's/^{"name": "\([a-z]*\)", "status": "\([a-z ]*\)".*/\1 \2/p' | paste -sd, | sed 's/,/, /g')
+summary=$(printf '%s\n' ${sections[@]+"${sections[@]}"} | sed -n 's/^{"name": "\([a-z_]*\)", "status": "\([a-z ]*\)".*/\1 \2/p' | paste -sd, | sed 's/,/, /g')
 echo "gpu_check: $([ "$failed" = 0 ] && echo ok || echo FAILED) seconds=$(elapsed) $summary"

@@ -14,13 +14,13 @@ tool() { # NAME -> its path, wherever the toolkit is
 case $what in
     has-profiler)
         [ -n "${1:-}" ] || fail "this build has no CUDA: no nvcc was found" "install the CUDA toolkit"
-        [ -n "$(tool ncu)" ] || fail "ncu is missing" "install Nsight Compute (the CUDA toolkit brings it) and put ncu on the PATH"
         [ -f "kernels/$op.cu" ] || fail "there is no kernels/$op.cu" "K is an op's name: $(cd kernels && ls ./*.cu | sed 's|^\./||; s/\.cu$//' | paste -sd' ')"
+        [ -n "$(tool ncu)" ] || fail "ncu is missing" "install Nsight Compute (the CUDA toolkit brings it) and put ncu on the PATH"
         ;;
     has-sass)
         [ -n "${1:-}" ] || fail "this build has no CUDA: no nvcc was found" "install the CUDA toolkit"
-        [ -n "$(tool cuobjdump)" ] || fail "cuobjdump is missing" "install the CUDA toolkit's binary utilities (cuda-cuobjdump) and put it on the PATH"
         [ $# -gt 1 ] || fail "there is no kernels/$op.cu" "K is an op's name, or ladder/ and a rung's"
+        [ -n "$(tool cuobjdump)" ] || fail "cuobjdump is missing" "install the CUDA toolkit's binary utilities (cuda-cuobjdump) and put it on the PATH"
         ;;
     profile)
         build=$1

@@ -171,3 +171,15 @@ TEST_F(GpuCheck, UnknownSectionsAreRefused) {
     EXPECT_EQ(run.exit_code, 2);
     EXPECT_TRUE(run.error_line().starts_with("error: gpu_check: unknown section 'trian'  hint: ")) << run.err;
 }
+
+TEST_F(Scripts, LookingIntoKernelsSaysWhatIsMissing) {
+    for (const char* what : {"has-profiler", "has-sass"}) {
+        const Outcome nameless = bash({"scripts/inspect.sh", what, "", "/nvcc"});
+        EXPECT_EQ(nameless.exit_code, 2);
+        EXPECT_TRUE(nameless.error_line().starts_with("error: inspect: no op was named  hint: K=attention"));
+        const Outcome no_cuda = bash({"scripts/inspect.sh", what, "attention", ""});
+        EXPECT_EQ(no_cuda.exit_code, 2);
+        EXPECT_TRUE(no_cuda.error_line().starts_with("error: inspect: this build has no CUDA"))
+            << no_cuda.err;
+    }
+}

@@ -89,12 +89,12 @@ __global__ void pipeline_kernel(bf16* out, const bf16* qkv, int64_t seq_len, int
         }
         UNROLL for (int row = 0; row < 2; ++row) {
             larger[row] = quad_max(larger[row]);
-            shrink[row] = exp2f(m[row] - larger[row]);
+            shrink[row] = exp2_approx(m[row] - larger[row]);
             m[row] = larger[row];
         }
         UNROLL for (int j = 0; j < kKeys / 8; ++j) {
             UNROLL for (int e = 0; e < 4; ++e) {
-                s[j][e] = exp2f(s[j][e] - m[e / 2]);
+                s[j][e] = exp2_approx(s[j][e] - m[e / 2]);
                 sum[e / 2] += s[j][e];
             }
         }

@@ -65,12 +65,3 @@ LADDER_RUNG(AttentionOperands, attention_4_tensor_cores)
 LADDER_RUNG(AttentionOperands, attention_5_pipeline)
 LADDER_RUNG(AttentionOperands, attention_6_production)
 #undef LADDER_RUNG
-
-// Before a loop over an array that must stay in registers.
-#if !defined(UNROLL)
-#if defined(__CUDACC__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL
-#endif
-#endif

@@ -15,6 +15,7 @@ loss, fused AdamW, clipping, gradients accumulated in f32 to steps of --batch-to
 fits. A host wait a step (the loss), as in our trainer.
 """
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+DEVICE = "cuda"
 BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
@@ -158,9 +160,9 @@ def build(s, seq_len, compiled):
     with torch.device("meta"):
         model = Model(s, seq_len)
     # Parameters come to be on the GPU; buffers are made there again.
-    model = model.to_empty(device="cuda")
+    model = model.to_empty(device=DEVICE)
     fresh = Model(Shape(0, s.heads, s.kv_heads, s.head_dim, 8, 8, 8, s.gpt2, rope_theta=s.rope_theta), seq_len)
-    model.cos, model.sin = fresh.cos.cuda(), fresh.sin.cuda()
+    model.cos, model.sin = fresh.cos.to(DEVICE), fresh.sin.to(DEVICE)
     if s.tied:
         model.head.weight = model.wte.weight
     model.init()
@@ -190,6 +192,7 @@ def train(name, args, emit):
             rows //= 2
         finally:
             torch._dynamo.reset()
+            gc.collect()
             torch.cuda.empty_cache()
     emit({**facts, "fits": False})
 
@@ -199,13 +202,13 @@ def measure(s, rows, args):
     model = build(s, args.seq_len, args.compile)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     num_micro = args.batch_tokens // (rows * args.seq_len)
-    batches = [torch.randint(s.vocab, (2, rows, args.seq_len), device="cuda") for _ in range(min(8, num_micro + 1))]
+    batches = [torch.randint(s.vocab, (2, rows, args.seq_len), device=DEVICE) for _ in range(min(8, num_micro + 1))]
 
     def step(micro, first):
-        total = torch.zeros((), device="cuda")
+        total = torch.zeros((), device=DEVICE)
         for i in range(micro):
             tokens, targets = batches[(first + i) % len(batches)]
-            with torch.autocast("cuda", dtype=torch.bfloat16):
+            with torch.autocast(DEVICE, dtype=torch.bfloat16):
                 loss = model(tokens, targets) / micro
             loss.backward()
             total += loss.detach()
@@ -251,7 +254,7 @@ class Clock:
 
     def __init__(self):
         bytes_ = max(2 * torch.cuda.get_device_properties(0).L2_cache_size, 128 << 20)
-        self.evict = torch.empty(bytes_, dtype=torch.uint8, device="cuda")
+        self.evict = torch.empty(bytes_, dtype=torch.uint8, device=DEVICE)
 
     def us(self, run, repetitions):
         for _ in range(3):
@@ -270,7 +273,7 @@ class Clock:
 
 
 def normal(*shape):
-    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+    return torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16)
 
 
 def product(row):
@@ -357,8 +360,6 @@ def main():
     if unknown:
         parser.error(f"unknown model {unknown[0]}: one of {', '.join(MODELS)}")
     began = time.perf_counter()
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.set_float32_matmul_precision("high")
     facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
 
     def emit(line):
