@@ -24,7 +24,7 @@ struct ForwardShape {
     constexpr int64_t smem_bytes(int dim) const { return int64_t{2} * dim * (queries() + 4 * keys); }
 };
 // Two row tiles let every fragment of K and V serve two products, which halves what shared memory has to
-// deliver; the sums then take D registers a thread, so heads of 256 have one. Shared memory: 24, 48, 72, 64
+// deliver; the sums then take D registers a thread, so heads of 256 have one. Shared memory: 24, 48, 48, 64
 // and 96 KiB; with 32 keys two blocks of heads of 128 fit into 163 KiB.
 constexpr ForwardShape forward_shape(int dim) {
     switch (dim) {

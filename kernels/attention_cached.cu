@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
                 peaks[warp][h] = mine.peak;
                 totals[warp][h] = mine.total;
             }
-            if (lane < lanes && has_column) {
+            if (lane < lanes) {
                 UNROLL
                 for (int i = 0; i < 8; ++i) sums[warp][h][column + i] = mine.sums[i];
             }
@@ -141,9 +141,8 @@ __global__ void __launch_bounds__(kThreads)
             const int h = i / problem.dim, c = i % problem.dim;
             float peak = -INFINITY, total = 0, sum = 0;
             for (int w = 0; w < kWarps; ++w) peak = fmaxf(peak, peaks[w][h]);
-            const float offset = peak == -INFINITY ? 0.0f : peak;
             for (int w = 0; w < kWarps; ++w) {
-                const float factor = exp2_approx(peaks[w][h] - offset);
+                const float factor = exp2_approx(peaks[w][h] - peak);
                 total += totals[w][h] * factor;
                 sum += sums[w][h][c] * factor;
             }
