@@ -24,7 +24,7 @@ unsigned ballot(unsigned mask, bool predicate, const Site& site);
 unsigned match_any(unsigned mask, uint64_t bits, const Site& site);
 enum class Reduce { add, min_signed, max_signed, min_unsigned, max_unsigned, bit_and, bit_or, bit_xor };
 unsigned reduce(unsigned mask, unsigned bits, Reduce operation, const Site& site);
-void fence(bool of_the_block);
+void fence();
 void yield();  // lets others go on: in every loop that waits for them
 [[noreturn]] void trap(const Site& site);
 // Aborts unless the bytes lie in the block's shared memory, aligned to their size.
@@ -63,8 +63,8 @@ inline int __syncthreads_and(int predicate, SIMT_SITE) {
 inline void __syncwarp(unsigned mask = 0xffffffffu, SIMT_SITE) {
     simt::warp_barrier(mask, {"__syncwarp", file, line});
 }
-inline void __threadfence() { simt::fence(false); }
-inline void __threadfence_block() { simt::fence(true); }
+inline void __threadfence() { simt::fence(); }
+inline void __threadfence_block() { simt::fence(); }
 
 // ---- collectives of a warp --------------------------------------------------------------------------------
 

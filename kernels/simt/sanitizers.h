@@ -39,6 +39,7 @@ void __tsan_set_fiber_name(void* fiber, const char* name);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
+void __tsan_read_range(void* address, unsigned long bytes);
 void AnnotateIgnoreReadsBegin(const char* file, int line);
 void AnnotateIgnoreReadsEnd(const char* file, int line);
 void AnnotateIgnoreWritesBegin(const char* file, int line);
@@ -121,6 +122,12 @@ inline void release([[maybe_unused]] void* word) {
 inline void acquire([[maybe_unused]] void* word) {
 #if defined(SIMT_TSAN)
     __tsan_acquire(word);
+#endif
+}
+// A read by code that is not instrumented.
+inline void note_read([[maybe_unused]] const void* memory, [[maybe_unused]] size_t bytes) {
+#if defined(SIMT_TSAN)
+    __tsan_read_range(const_cast<void*>(memory), bytes);
 #endif
 }
 // While one lives, the thread's accesses are the emulator's own (memset and its like are seen even in files

@@ -103,7 +103,7 @@ int random_bit_of(uint32_t mask, uint32_t random) {
         for (int other = t; other < block.num_threads; ++other) {
             const Site& its = block.threads[other].waits_at;
             if (!(block.alive[other / kLanes] >> other % kLanes & 1)) continue;
-            if (its.line != site.line || std::strcmp(its.what, site.what) != 0) continue;
+            if (!same_place(its, site)) continue;
             told[other] = true;
             ++count;
         }
@@ -118,14 +118,16 @@ int random_bit_of(uint32_t mask, uint32_t random) {
 
 // -1: all have ended.
 int next_thread() {
+    if (block.num_ended == block.num_threads) return -1;
+    while (num_bulk_copies > 0 &&
+           (block.ready_warps == 0 || (order() == Order::random && random_below(8) == 0))) {
+        complete_a_bulk_copy();
+    }
     if (block.ready_warps == 0 && block.yielded_warps != 0) {
         for (int w = 0; w < kMaxWarps; ++w) block.ready[w] = std::exchange(block.yielded[w], 0u);
         block.ready_warps = std::exchange(block.yielded_warps, 0u);
     }
-    if (block.ready_warps == 0) {
-        if (block.num_ended < block.num_threads) report_deadlock();
-        return -1;
-    }
+    if (block.ready_warps == 0) report_deadlock();
     int warp = 0, lane = 0;
     switch (chance().order) {
         case Order::ascending:
@@ -236,8 +238,11 @@ void run_block() {
     fiber_set ^= kTsan;
     start_block_memory(block.launch->smem_bytes);
     start_block_of_warps();
+    start_block_of_barriers();
+    start_block_of_products();
     switch_to(next_thread(), host);
     acquire(sync_word(2));
+    end_block_copies();
     end_block_memory();
 }
 
@@ -267,6 +272,7 @@ void execute_grid(const LaunchSite& site, const std::function<void()>& thread) {
     if (kTsan) {  // by the host: a fiber begins with the history of its creator
         create_fibers(0, block.num_threads);
         create_fibers(1, block.num_threads);
+        start_bulk_copies();
     }
     blockDim = site.block;
     gridDim = site.grid;
@@ -319,7 +325,7 @@ void make_ready(int warp, uint32_t lanes) {
 }
 
 void yield() {
-    if (++block.idle_yields > 20'000'000) violation(nullptr, "threads spin and none of them gets on");
+    if (++block.idle_yields > 4'000'000) violation(nullptr, "threads spin and none of them gets on");
     const int warp = block.current / kLanes;
     if (order() == Order::random) {
         // Who spins must not be the one that is pushed ahead.
@@ -345,7 +351,7 @@ int block_barrier(const Site& site, int predicate) {
     }
     if (block.at_barrier == 0) {
         block.barrier = site;
-    } else if (site.line != block.barrier.line || std::strcmp(site.file, block.barrier.file) != 0) {
+    } else if (!same_place(site, block.barrier)) {
         violation(&site, "%s in divergent code: other threads wait in %s at %s:%d", site.what,
                   block.barrier.what, block.barrier.file, block.barrier.line);
     }
@@ -364,7 +370,8 @@ int block_barrier(const Site& site, int predicate) {
     return block.predicates_before;
 }
 
-void fence(bool) {
+// One word for all: what came before some fence is visible after the next one.
+void fence() {
     static char word;
     release(&word);
     acquire(&word);

@@ -1,6 +1,7 @@
 // Between the emulator's own files: the block that runs, its threads, who goes on next, and complaints.
 #pragma once
 #include <cstdint>
+#include <cstring>
 #include <functional>
 
 #include "kernels/simt/simt.h"
@@ -27,6 +28,10 @@ char* sync_word(int index);
 
 // ---- collectives (warp.cpp) -------------------------------------------------------------------------------
 
+// Done by the last lane of `mask` to arrive, for all of them: `arguments[lane]` is what each one gave.
+using Exchange = void (*)(void* const* arguments, uint32_t mask);
+void collective(uint32_t mask, const Site& site, void* arguments, Exchange exchange,
+                bool orders_memory = false);
 void start_block_of_warps();
 void end_lane(int warp, int lane);  // aborts when others wait for it
 
@@ -35,11 +40,28 @@ void end_lane(int warp, int lane);  // aborts when others wait for it
 void start_block_memory(int64_t dynamic_bytes);
 void end_block_memory();
 void end_thread_copies(int thread);
+char* shared_address(uint32_t offset);  // the inverse of shared_offset()
+
+// ---- sm_90 (barriers.cpp, bulk_copy.cpp, wgmma.cpp) -------------------------------------------------------
+
+void start_block_of_barriers();
+void bytes_have_come(uint64_t* barrier, int64_t bytes, const Site& site);
+extern int num_bulk_copies;  // under way
+void start_bulk_copies();
+void complete_a_bulk_copy();
+void end_block_copies();
+void start_block_of_products();
 
 // ---- device memory (device_memory.cpp) --------------------------------------------------------------------
 
 bool is_device_memory(const void* address, size_t bytes);
 void check_guards();  // aborts when a kernel wrote beside an allocation
+
+// Pointers to equal texts may differ.
+inline bool same_place(const Site& a, const Site& b) {
+    return a.line == b.line && (a.what == b.what || std::strcmp(a.what, b.what) == 0) &&
+           (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
 
 // ---- chance -----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/simt/hopper.h"
 #include "kernels/simt/sanitizers.h"
 #include "kernels/simt/scheduler.h"
 
@@ -150,6 +151,11 @@ void* shared_array(const void* site, size_t bytes, size_t alignment, const char*
     add_gap(begin + bytes);
     return arena.memory + begin;
 }
+
+uint32_t shared_offset(const void* shared) {
+    return static_cast<uint32_t>(static_cast<const char*>(shared) - arena.memory - kWords);
+}
+char* shared_address(uint32_t offset) { return arena.memory + kWords + offset; }
 
 void* dynamic_shared() { return arena.memory + kWords; }
 

@@ -2,7 +2,6 @@
 // one to arrive carries the operation out for all. It touches the lanes' registers only: memory is read and
 // written by the lane that owns the address (simt.h), and only __syncwarp orders it.
 #include <bit>
-#include <cstring>
 
 #include "kernels/simt/sanitizers.h"
 #include "kernels/simt/scheduler.h"
@@ -22,10 +21,6 @@ struct Warp {
     void* arguments[kLanes];
 };
 Warp warps[kMaxThreads / kLanes];
-
-bool same_place(const Site& a, const Site& b) {
-    return a.line == b.line && a.what == b.what && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
-}
 
 // The group that `lane` belongs to, a new one if it is the first. Aborts unless all agree on lanes and place.
 Group& join(Warp& warp, int warp_index, int lane, uint32_t mask, const Site& site) {
@@ -52,15 +47,14 @@ Group& join(Warp& warp, int warp_index, int lane, uint32_t mask, const Site& sit
     return warp.groups[warp.num_groups++] = {mask, 0, site, warp.num_before++};
 }
 
-using Exchange = void (*)(void* const* arguments, uint32_t mask);
-
 template <class Body>
 void each(uint32_t mask, Body body) {
     for (; mask; mask &= mask - 1) body(std::countr_zero(mask));
 }
 
-void collective(uint32_t mask, const Site& site, void* arguments, Exchange exchange,
-                bool orders_memory = false) {
+}  // namespace
+
+void collective(uint32_t mask, const Site& site, void* arguments, Exchange exchange, bool orders_memory) {
     const int warp_index = current_thread() / kLanes, lane = current_thread() % kLanes;
     Warp& warp = warps[warp_index];
     Group& group = join(warp, warp_index, lane, mask, site);
@@ -76,8 +70,6 @@ void collective(uint32_t mask, const Site& site, void* arguments, Exchange excha
     wait_at(site);
     if (orders_memory) acquire(word);
 }
-
-}  // namespace
 
 void start_block_of_warps() {
     for (Warp& warp : warps) warp.num_groups = warp.num_before = 0;
