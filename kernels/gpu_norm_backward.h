@@ -17,24 +17,21 @@ namespace GPU_NAMESPACE {
 
 constexpr int kNormThreads = 512;  // of a block, at most
 
-// Sums over the block of two values, the same bits in all threads. Calls alternate between the two halves of
-// `sums`, so that one barrier is enough: whoever writes a half again has met all its readers at the barrier
-// between.
-__device__ inline float2 block_sums(float a, float b, float (&sums)[2][2][kNormThreads / kWarp], int half) {
+// Each of x is replaced by its sum over the block, with the same bits in all threads. Calls alternate between
+// the two halves of `sums`, so that one barrier is enough: whoever writes a half again has met all its
+// readers at the barrier between.
+template <int kSums>
+__device__ void block_sums(float (&x)[kSums], float (&sums)[2][kSums][kNormThreads / kWarp], int half) {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, num_warps = blockDim.x / kWarp;
-    a = warp_sum(a);
-    b = warp_sum(b);
-    if (lane == 0) {
-        sums[half][0][warp] = a;
-        sums[half][1][warp] = b;
+    UNROLL for (int i = 0; i < kSums; ++i) {
+        x[i] = warp_sum(x[i]);
+        if (lane == 0) sums[half][i][warp] = x[i];
     }
     __syncthreads();
-    float2 total = make_float2(0, 0);
-    for (int other = 0; other < num_warps; ++other) {
-        total.x += sums[half][0][other];
-        total.y += sums[half][1][other];
+    UNROLL for (int i = 0; i < kSums; ++i) {
+        x[i] = 0;
+        for (int other = 0; other < num_warps; ++other) x[i] += sums[half][i][other];
     }
-    return total;
 }
 
 // kHeld packs of a row per thread; those of longer rows are read twice, and their sums live in the workspace.
@@ -45,12 +42,13 @@ __global__ void __launch_bounds__(kNormThreads, 1)
                          bool accumulate_dx) {
     wait_for_previous();
     let_next_start();
-    SHARED(float, sums, [2][2][kNormThreads / kWarp]);
+    constexpr int kSums = kLayerNorm ? 2 : 1;
+    SHARED(float, sums, [2][kSums][kNormThreads / kWarp]);
     using Part = Elements<T, kPack>;
     const int num_packs = channels / kPack, num_threads = blockDim.x, thread = threadIdx.x;
     const int64_t begin = blockIdx.x * rows_per_chunk;
     const int64_t end = num_rows - begin < rows_per_chunk ? num_rows : begin + rows_per_chunk;
-    float* const dw_sums = chunk_sums + blockIdx.x * int64_t{kLayerNorm ? 2 : 1} * channels;
+    float* const dw_sums = chunk_sums + blockIdx.x * int64_t{kSums} * channels;
     float* const db_sums = dw_sums + channels;
     const float inverse_count = 1.0f / static_cast<float>(channels);
 
@@ -96,12 +94,12 @@ __global__ void __launch_bounds__(kNormThreads, 1)
             }
         }
 
-        float sum_g = 0, sum_g_xhat = 0;
+        float total[kSums] = {};  // of g xhat, then of g
         const auto add_sums = [&](const Part& x_part, const Part& dy_part, const Part& w_part) {
             for (int k = 0; k < kPack; ++k) {
                 const float g = to_float(dy_part[k]) * to_float(w_part[k]);
-                sum_g += g;
-                sum_g_xhat += g * ((to_float(x_part[k]) - m) * r);
+                total[0] += g * ((to_float(x_part[k]) - m) * r);
+                if constexpr (kLayerNorm) total[1] += g;
             }
         };
         UNROLL for (int i = 0; i < kHeld; ++i) {
@@ -113,8 +111,8 @@ __global__ void __launch_bounds__(kNormThreads, 1)
             add_sums(load_elements<kPack>(x + at + c), load_elements<kPack>(dy + at + c),
                      load_elements<kPack>(w + c));
         }
-        const float2 total = block_sums(sum_g, sum_g_xhat, sums, static_cast<int>(row - begin) % 2);
-        const float mean_g = kLayerNorm ? total.x * inverse_count : 0, mean_g_xhat = total.y * inverse_count;
+        block_sums(total, sums, static_cast<int>(row - begin) % 2);
+        const float mean_g_xhat = total[0] * inverse_count, mean_g = total[kSums - 1] * inverse_count;
 
         const auto finish = [&](int c, const Part& x_part, const Part& dy_part, const Part& w_part,
                                 const Part& old_part, Floats<kPack>& dw_part, Floats<kPack>& db_part) {
@@ -123,7 +121,8 @@ __global__ void __launch_bounds__(kNormThreads, 1)
                 const float gradient = to_float(dy_part[k]), xhat = (to_float(x_part[k]) - m) * r;
                 dw_part[k] += gradient * xhat;
                 if constexpr (kLayerNorm) db_part[k] += gradient;
-                result[k] = r * (gradient * to_float(w_part[k]) - mean_g - xhat * mean_g_xhat);
+                const float g = gradient * to_float(w_part[k]);
+                result[k] = r * ((kLayerNorm ? g - mean_g : g) - xhat * mean_g_xhat);
                 if (accumulate_dx) result[k] += to_float(old_part[k]);
             }
             store_elements(dx + at + c, rounded_to<T>(result));

@@ -30,11 +30,13 @@ wait_too_few               use-after-poison       wrong        uninitialized
 no_barrier_after_wait      use-after-poison       race         uninitialized
 no_barrier_before_reuse    use-after-poison       race         uninitialized
 no_syncwarp_after_stmatrix wrong                  race         uninitialized
+no_empty_wait              use-after-poison\|arrived  race\|arrived uninitialized\|arrived
+no_syncwarp_before_arrive  -                      race         -
 pinned_reused              wrong                  wrong        wrong
 read_on_host               use-after-poison       -            -
 never_freed                LeakSanitizer          -            -
 '
-correct="reduce shift histogram reverse matmul two_streams pinned_copy"
+correct="reduce shift histogram reverse matmul ring two_streams pinned_copy"
 
 # build NAME COMPILER FLAGS EMULATOR_FLAGS: the program DIR/NAME. ThreadSanitizer must not instrument the emulator.
 build() {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/mma.h"
+#include "kernels/simt/hopper.h"
 #include "tests/simt_device.h"
 
 namespace GPU_NAMESPACE {
@@ -29,6 +30,8 @@ enum class Bug {
     no_syncwarp,
     blocks_overlap,
     no_fence,
+    no_empty_wait,
+    no_syncwarp_before_arrive,
     host_pointer,
     misaligned,
     no_wait_for_previous,
@@ -100,7 +103,7 @@ bool shift() {
     return out.values() == expected;
 }
 
-// ---- histogram: counts of x % 8, in shared memory, then added by all blocks; the last one writes the total
+// ---- histogram: counts of x % 8 in shared memory, added by all blocks; the last one writes the total ------
 
 template <Bug kBug>
 __global__ void histogram_kernel(unsigned* counts, unsigned* total, unsigned* done, const int* x, int count) {
@@ -239,6 +242,58 @@ bool matmul() {
     return true;
 }
 
+// ---- ring: one warp fetches pieces of `x` by bulk copies, two take their sums -----------------------------
+
+constexpr int kPiece = 64;
+template <Bug kBug>
+__global__ void ring_kernel(float* sums, const float* x, int pieces) {
+    wait_for_previous();
+    SHARED(Pack<float>, ring, [kStages][kPiece / 4]);
+    SHARED(uint64_t, full, [kStages]);
+    SHARED(uint64_t, empty, [kStages]);
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < kStages; ++s) {
+            simt::mbarrier_init(&full[s], 1);
+            simt::mbarrier_init(&empty[s], 2);
+        }
+    }
+    __syncthreads();
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (warp == 2) {
+        if (lane != 0) return;
+        for (int p = 0; p < pieces; ++p) {
+            if (kBug != Bug::no_empty_wait) simt::mbarrier_wait(&empty[p % kStages], p / kStages % 2 ^ 1);
+            simt::mbarrier_expect_bytes(&full[p % kStages], kPiece * 4);
+            simt::mbarrier_arrive(&full[p % kStages]);
+            simt::load_bytes(ring[p % kStages], x + p * kPiece, kPiece * 4, &full[p % kStages]);
+        }
+        return;
+    }
+    float sum = 0.0f;
+    for (int p = 0; p < pieces; ++p) {
+        if (warp == 0) {
+            simt::mbarrier_wait(&full[p % kStages], p / kStages % 2);
+        } else {
+            while (!simt::mbarrier_test(&full[p % kStages], p / kStages % 2)) {
+            }
+        }
+        const float* const piece = reinterpret_cast<const float*>(ring[p % kStages]);
+        sum += warp_sum(piece[warp * 32 + lane]);
+        if (kBug != Bug::no_syncwarp_before_arrive) __syncwarp();
+        if (lane == 0) simt::mbarrier_arrive(&empty[p % kStages]);
+    }
+    if (lane == 0) sums[warp] = sum;
+}
+template <Bug kBug>
+bool ring() {
+    const int pieces = 7;
+    std::vector<float> x(pieces * kPiece), expected(2);
+    for (size_t i = 0; i < x.size(); ++i) expected[i / 32 % 2] += x[i] = static_cast<float>(i % 13);
+    const DeviceArray<float> inp(x), out(2);
+    start(ring_kernel<kBug>, {1, 96}, out.data(), inp.data(), pieces);
+    return out.values() == expected;
+}
+
 // ---- streams: what the host may get wrong -----------------------------------------------------------------
 
 __global__ void add_one_kernel(float* x) {
@@ -295,39 +350,43 @@ bool never_freed() {
 
 struct Run {
     const char* name;
-    const char* kernel;  // null: correct
     bool (*run)();
 };
 const Run kRuns[] = {
-    {"reduce", nullptr, reduce<Bug::none>},
-    {"shift", nullptr, shift<Bug::none>},
-    {"histogram", nullptr, histogram<Bug::none>},
-    {"reverse", nullptr, reverse<Bug::none>},
-    {"matmul", nullptr, matmul<Bug::none>},
-    {"two_streams", nullptr, [] { return two_streams(true); }},
-    {"pinned_copy", nullptr, [] { return pinned_copy(true); }},
-    {"no_first_barrier", "reduce", reduce<Bug::no_first_barrier>},
-    {"no_second_barrier", "reduce", reduce<Bug::no_second_barrier>},
-    {"divergent_barrier", "reduce", reduce<Bug::divergent_barrier>},
-    {"no_wait_for_previous", "reduce", reduce<Bug::no_wait_for_previous>},
-    {"host_pointer", "reduce", reduce<Bug::host_pointer>},
-    {"read_past_end", "shift", shift<Bug::read_past_end>},
-    {"write_past_end", "shift", shift<Bug::write_past_end>},
-    {"unset_memory", "shift", shift<Bug::unset_memory>},
-    {"misaligned", "shift", shift<Bug::misaligned>},
-    {"shared_past_end", "histogram", histogram<Bug::shared_past_end>},
-    {"no_zero", "histogram", histogram<Bug::no_zero>},
-    {"blocks_overlap", "histogram", histogram<Bug::blocks_overlap>},
-    {"no_fence", "histogram", histogram<Bug::no_fence>},
-    {"no_syncwarp", "reverse", reverse<Bug::no_syncwarp>},
-    {"wait_too_few", "matmul", matmul<Bug::wait_too_few>},
-    {"no_barrier_after_wait", "matmul", matmul<Bug::no_barrier_after_wait>},
-    {"no_barrier_before_reuse", "matmul", matmul<Bug::no_barrier_before_reuse>},
-    {"no_syncwarp_after_stmatrix", "matmul", matmul<Bug::no_syncwarp_after_stmatrix>},
-    {"no_event_wait", "two_streams", [] { return two_streams(false); }},
-    {"pinned_reused", "pinned_copy", [] { return pinned_copy(false); }},
-    {"read_on_host", "pinned_copy", read_on_host},
-    {"never_freed", "pinned_copy", never_freed},
+    // correct
+    {"reduce", reduce<Bug::none>},
+    {"shift", shift<Bug::none>},
+    {"histogram", histogram<Bug::none>},
+    {"reverse", reverse<Bug::none>},
+    {"matmul", matmul<Bug::none>},
+    {"ring", ring<Bug::none>},
+    {"two_streams", [] { return two_streams(true); }},
+    {"pinned_copy", [] { return pinned_copy(true); }},
+    // with a bug
+    {"no_first_barrier", reduce<Bug::no_first_barrier>},
+    {"no_second_barrier", reduce<Bug::no_second_barrier>},
+    {"divergent_barrier", reduce<Bug::divergent_barrier>},
+    {"no_wait_for_previous", reduce<Bug::no_wait_for_previous>},
+    {"host_pointer", reduce<Bug::host_pointer>},
+    {"read_past_end", shift<Bug::read_past_end>},
+    {"write_past_end", shift<Bug::write_past_end>},
+    {"unset_memory", shift<Bug::unset_memory>},
+    {"misaligned", shift<Bug::misaligned>},
+    {"shared_past_end", histogram<Bug::shared_past_end>},
+    {"no_zero", histogram<Bug::no_zero>},
+    {"blocks_overlap", histogram<Bug::blocks_overlap>},
+    {"no_fence", histogram<Bug::no_fence>},
+    {"no_syncwarp", reverse<Bug::no_syncwarp>},
+    {"wait_too_few", matmul<Bug::wait_too_few>},
+    {"no_barrier_after_wait", matmul<Bug::no_barrier_after_wait>},
+    {"no_barrier_before_reuse", matmul<Bug::no_barrier_before_reuse>},
+    {"no_syncwarp_after_stmatrix", matmul<Bug::no_syncwarp_after_stmatrix>},
+    {"no_empty_wait", ring<Bug::no_empty_wait>},
+    {"no_syncwarp_before_arrive", ring<Bug::no_syncwarp_before_arrive>},
+    {"no_event_wait", [] { return two_streams(false); }},
+    {"pinned_reused", [] { return pinned_copy(false); }},
+    {"read_on_host", read_on_host},
+    {"never_freed", never_freed},
 };
 
 }  // namespace
