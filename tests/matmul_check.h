@@ -220,16 +220,18 @@ void check_accumulation(const Shape& s, Place place = {}) {
                  before = representable<T>(normal_values(s.tokens * s.inputs, 4)),
                  weight_before = representable<float>(normal_values(s.outputs * s.inputs, 5));
     const Guarded<T> x_data(x), w_data(w), d_data(d);
-    {  // dinp += (dout weight) * gelu'(pre): the derivative multiplies the sum, not what was there.
+    // dinp (+)= (dout weight) * gelu'(pre): the derivative multiplies the sum, not what was there.
+    Values with_gelu = twin_backward_input(s, d, w);
+    for (size_t i = 0; i < with_gelu.size(); ++i) with_gelu[i] *= twin_gelu_derivative(x[i]);
+    for (bool accumulate : {true, false}) {
         OnDevice on(place.device);
         Guarded<T> dinp(before, place.offset(1));
         matmul_backward_input(on(dinp.tensor(s.tokens, s.inputs)), on(d_data.tensor(s.tokens, s.outputs)),
-                              on(w_data.tensor(s.outputs, s.inputs)), true,
+                              on(w_data.tensor(s.outputs, s.inputs)), accumulate,
                               on(x_data.tensor(s.tokens, s.inputs)));
         on.fetch();
-        Values expected = twin_backward_input(s, d, w);
-        for (size_t i = 0; i < expected.size(); ++i) expected[i] *= twin_gelu_derivative(x[i]);
-        expect_close(dinp.values(), plus(expected, before), kTolerance<T>, "dinp += with gelu'");
+        expect_close(dinp.values(), accumulate ? plus(with_gelu, before) : with_gelu, kTolerance<T>,
+                     accumulate ? "dinp += with gelu'" : "dinp = with gelu'");
     }
     OnDevice on(place.device);
     Guarded<float> dweight(weight_before, place.offset(1)), fresh(s.outputs * s.inputs),

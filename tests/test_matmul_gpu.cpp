@@ -167,6 +167,8 @@ TEST(MatmulGpu, Epilogues) {
         }
         check_epilogues<float>({67, 40, 72}, {device, true});
         check_epilogues<bf16, float>({67, 40, 72}, {device, true});
+        check_epilogues<bf16>({64, 40, 72}, {device, true});
+        check_accumulation<bf16>({64, 72, 136}, {device, true});
     }
     for_each_plan([](Device device) {
         check_epilogues<bf16>({131, 40, 136}, {device, true});
