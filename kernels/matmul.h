@@ -26,10 +26,9 @@ struct MatmulEpilogue {
 void matmul_forward(Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue& epilogue = {},
                     MatmulMath math = MatmulMath::f32, Stream stream = {});
 
-//   dinp    out  [N,C] f32|bf16, set, or added to when accumulate.   dout in [N,OC]   weight in [OC,C]
-//   gelu_pre in  [N,C] or absent: multiplies the result by gelu_tanh'(gelu_pre) before storing (backward
-//   through the GELU
-//                that made inp)
+//   dinp      out [N,C] f32|bf16, set, or added to when accumulate.   dout in [N,OC]   weight in [OC,C]
+//   gelu_pre  in  [N,C] or absent: multiplies the result by gelu_tanh'(gelu_pre) before storing (backward
+//             through the GELU that made inp)
 void matmul_backward_input(Tensor dinp, Tensor dout, Tensor weight, bool accumulate = false,
                            Tensor gelu_pre = {}, MatmulMath math = MatmulMath::f32, Stream stream = {});
 

@@ -15,8 +15,10 @@ namespace {
 
 constexpr int kIterations = 5;
 constexpr float kA = 3.4445f, kB = -4.7750f, kC = 2.0315f;  // as on the CPU: kernels/muon.cpp
-constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 1056;  // as many as fill the largest GPUs; further elements go round
+constexpr int kThreads = 512;
+// Of kernels that go over all elements: they fill the largest GPUs (132 multiprocessors of 2048 threads), and
+// each thread of a later block adds one of their sums.
+constexpr int64_t kMostBlocks = kThreads;
 
 // ---- momentum, and the sum of squares of what it gives
 // -------------------------------------------------------------
@@ -59,17 +61,24 @@ __global__ void nesterov_kernel(float* u, float* momentum, float* partial, const
 
 // 1 / (|u| + 1e-7), the same bits in every block: all add the partial sums in the same order.
 __device__ inline float inverse_norm(const float* partial, int num_partial) {
-    float sum = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < num_partial; i += kThreads) sum += partial[i];
+    const int mine = static_cast<int>(threadIdx.x);
+    const float sum = mine < num_partial ? partial[mine] : 0.0f;
     return 1.0f / (sqrtf(block_sum<kThreads>(sum)) + 1e-7f);
 }
 
+// x is aligned to 16 bytes.
 __global__ void scale_kernel(float* x, const float* partial, int num_partial, int64_t count) {
     wait_for_previous();
+    constexpr int kSize = Pack<float>::kSize;
     const float factor = inverse_norm(partial, num_partial);
-    for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
-         i += int64_t{gridDim.x} * kThreads)
-        x[i] *= factor;
+    const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x, packs = count / kSize;
+    for (int64_t p = first; p < packs; p += int64_t{gridDim.x} * kThreads) {
+        Pack<float> pack = load128(x + p * kSize);
+        UNROLL
+        for (int k = 0; k < kSize; ++k) pack[k] *= factor;
+        store128(x + p * kSize, pack);
+    }
+    if (first < count % kSize) x[packs * kSize + first] *= factor;
 }
 
 // out[c,r] = inp[r,c], times 1 / (|u| + 1e-7) where there are partial sums. A block turns kTile x kTile
@@ -142,6 +151,7 @@ void apply(Tensor param, Tensor master, const float* x, float step_size, float d
 void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonStep& step,
                MatmulMath math, Tensor scratch, Stream stream) {
     check_muon(param, master, momentum, grad, scratch, step.first_index);
+    CHECK(is_aligned128(scratch.data), "scratch begins at a multiple of 16 bytes");
     const int64_t rows = master.dims[0], cols = master.dims[1], count = rows * cols;
     if (count == 0) return;
     const bool tall = rows > cols;
@@ -168,9 +178,7 @@ void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const 
     if (tall) {
         transpose(x.as<float>(), u, partial, num_partial, rows, cols, stream);
     } else {
-        const int64_t scaling = ceil_div(count, kThreads);
-        launch(scale_kernel, scaling < kMostBlocks ? scaling : kMostBlocks, kThreads, 0, stream, u, partial,
-               num_partial, count);
+        launch(scale_kernel, blocks, kThreads, 0, stream, u, partial, num_partial, count);
     }
 
     for (int iteration = 0; iteration < kIterations; ++iteration) {

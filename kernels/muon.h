@@ -1,10 +1,12 @@
 // Muon (Jordan et al. 2024): momentum, then the nearest semi-orthogonal matrix by five Newton-Schulz
 // iterations.
-//   momentum = mu momentum + (1-mu) g;  u = (1-mu) g + mu momentum (Nesterov);  X = u / (|u|_F + 1e-7),
-//   transposed if tall 5 x { A = X X^T;  B = b A + c A^2;  X = a X + B X },  (a,b,c) = (3.4445,
-//   -4.7750, 2.0315) master = master (1 - lr wd) - lr * sqrt(max(1, rows/cols)) * X;   param = bf16(master),
-//   stochastically rounded master, momentum inout [R,C] f32    grad in [R,C] f32    param out [R,C] bf16 or
-//   absent scratch: muon_scratch_bytes(R, C) bytes.  Products use `math`.
+//   momentum = mu momentum + (1-mu) g;  u = (1-mu) g + mu momentum (Nesterov)
+//   X = u / (|u|_F + 1e-7), transposed if tall
+//   5 x { A = X X^T;  B = b A + c A^2;  X = a X + B X },  (a,b,c) = (3.4445, -4.7750, 2.0315)
+//   master = master (1 - lr wd) - lr * sqrt(max(1, rows/cols)) * X
+//   param = bf16(master), stochastically rounded
+// master, momentum inout [R,C] f32    grad in [R,C] f32    param out [R,C] bf16 or absent
+// scratch: muon_scratch_bytes(R, C) bytes, on a GPU aligned to 16.  Products use `math`.
 #pragma once
 #include "core/rng.h"
 #include "core/tensor.h"

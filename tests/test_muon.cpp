@@ -111,12 +111,12 @@ void expect_rounded_stochastically(const State& state) {
 }
 
 void check_three_steps(Shape s, double tolerance, MatmulMath math = MatmulMath::f32,
-                       Device device = Device::cpu, int64_t offset = 1) {
+                       Device device = Device::cpu, int64_t offset = 1, double grad_scale = 1) {
     SCOPED_TRACE(cat({s.rows, " x ", s.cols, " on ", device_name(device)}));
     Values master = representable<float>(normal_values(s.rows * s.cols, 1)), momentum(master.size());
     State state(s, master, device, offset);
     for (uint32_t t = 0; t < 3; ++t) {
-        const Values grad = representable<float>(normal_values(s.rows * s.cols, 10 + t));
+        const Values grad = representable<float>(normal_values(s.rows * s.cols, 10 + t, grad_scale));
         state.step(grad, math);
         twin(master, momentum, grad, s);
     }
@@ -139,6 +139,7 @@ TEST(Muon, EqualsItsTwinOnEveryGpu) {
         for (Shape s : kShapes) check_three_steps(s, kTolerance<float>, MatmulMath::f32, device);
         check_three_steps({36, 40}, kTolerance<float>, MatmulMath::f32, device, 0);
         check_three_steps({44, 36}, kTolerance<float>, MatmulMath::f32, device, 0);
+        check_three_steps({64, 32}, kTolerance<float>, MatmulMath::f32, device, 0);
         check_three_steps({5, 1301}, kTolerance<float>, MatmulMath::f32, device, 0);
         check_three_steps({1, 9001}, kTolerance<float>, MatmulMath::f32, device,
                           0);  // room for few partial sums
@@ -146,6 +147,14 @@ TEST(Muon, EqualsItsTwinOnEveryGpu) {
         // iteration; the CPU's update errs by as much.
         check_three_steps({40, 24}, 0.02 / 16, MatmulMath::bf16, device, 0);
     }
+}
+
+// Of the size of what keeps the norm from being zero.
+TEST(Muon, TinyGradients) {
+    std::vector<Device> devices = gpus();
+    devices.push_back(Device::cpu);
+    for (Device device : devices)
+        check_three_steps({7, 13}, kTolerance<float>, MatmulMath::f32, device, 1, 1e-7);
 }
 
 TEST(Muon, WithoutParamOnEveryGpu) {
