@@ -277,7 +277,7 @@ if wanted sanitizer; then
     else
         left=$((limit - $(elapsed) - 8))
         section sanitizer 150 bash -c 'run_sanitizer "$0" "$1"' \
-            "${SANITIZER_TESTS:-test_gpu_wrappers test_attention test_matmul_gpu test_cross_entropy test_embedding test_layernorm test_ladder}" \
+            "${SANITIZER_TESTS:-test_gpu_wrappers test_gpu_wrappers_hopper test_attention test_matmul_gpu test_cross_entropy test_embedding test_layernorm test_ladder}" \
             $((left < 145 ? left : 145))
     fi
 fi
