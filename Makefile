@@ -157,7 +157,7 @@ TESTED_BENCHES := $(BUILD)/bench/bench_gpu $(BUILD)/bench/bench_train
 .PHONY: test-programs
 test-programs: $(TESTS) $(PROGRAMS) $(TESTED_BENCHES)
 ifdef T
-TEST_RUN := $(BUILD)/tests/test_$(T)
+TEST_RUN := $(BUILD)/tests/test_$(patsubst test_%,%,$(T))
 else
 TEST_RUN := $(TESTS)
 endif
