@@ -1,6 +1,7 @@
 // The matrix products of training on the GPU: what each op asks of the product (matmul_gpu.h), products whose
 // inner dimension is split, and the sums of columns. The products themselves are in matmul_mma.cu (tensor
-// cores), matmul_ffma.cu (f32) and matmul_cublaslt.cu (the library, where there is one).
+// cores), matmul_hopper.cu (those of Hopper), matmul_ffma.cu (f32) and matmul_cublaslt.cu (the library, where
+// there is one).
 #include "kernels/matmul.h"
 
 #include "kernels/gpu.h"
@@ -146,8 +147,22 @@ bool uses_bf16(DType a, DType b, MatmulMath math) {
     return math == MatmulMath::bf16 || (a == DType::bf16 && b == DType::bf16);
 }
 
+void multiply_own(const Product& product, const MatmulPlan& plan, Stream stream) {
+    const int64_t multiple = shape_of(plan.tile).inner;
+    const int inner_per_split =
+        static_cast<int>(ceil_div(ceil_div(product.inner, plan.splits), multiple) * multiple);
+    const int splits = product.inner > 0 ? static_cast<int>(ceil_div(product.inner, inner_per_split)) : 1;
+    const auto kernels = [&](const Product& parts) {
+        const auto multiply_parts = is_hopper(plan.tile) ? multiply_hopper
+                                    : product.bf16_math  ? multiply_bf16
+                                                         : multiply_f32;
+        multiply_parts(parts, plan.tile, splits, inner_per_split, stream);
+    };
+    if (splits == 1) return kernels(product);
+    multiply_split(product, splits, stream, kernels);
+}
+
 void multiply(Product product, Stream stream) {
-    constexpr int64_t kInnerMultiple = 32;  // what the kernels take at a time
     Output& output = product.output;
     if (output.rows == 0 || output.columns == 0) return;
     constexpr int kLargest = INT32_MAX / 2;
@@ -157,17 +172,14 @@ void multiply(Product product, Stream stream) {
     product.b.packed = product.b.lines.packed();
     output.packed = output.out.packed() && output.bias.packed() && output.pre_activation.packed() &&
                     output.gelu_pre.packed() && output.addend.packed();
-    if (!matmul_plan_is_forced() && library_matmul(product, stream)) return;
-
-    const MatmulPlan plan = plan_matmul(output.rows, output.columns, product.inner, product.may_split);
-    const int inner_per_split =
-        static_cast<int>(ceil_div(ceil_div(product.inner, plan.splits), kInnerMultiple) * kInnerMultiple);
-    const int splits = product.inner > 0 ? static_cast<int>(ceil_div(product.inner, inner_per_split)) : 1;
-    const auto kernels = [&](const Product& parts) {
-        (product.bf16_math ? multiply_bf16 : multiply_f32)(parts, plan.tile, splits, inner_per_split, stream);
-    };
-    if (splits == 1) return kernels(product);
-    multiply_split(product, splits, stream, kernels);
+    const int64_t rows = output.rows, columns = output.columns, inner = product.inner;
+    const bool hopper = can_multiply_hopper(product);
+    if (!matmul_plan_is_forced()) {
+        const auto own =
+            hopper ? hopper_plans(rows, columns, inner, product.may_split) : std::vector<MatmulPlan>();
+        if (library_matmul(product, own, stream)) return;
+    }
+    multiply_own(product, plan_matmul(rows, columns, inner, product.may_split, hopper), stream);
 }
 
 void matmul_forward(Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue& epilogue, MatmulMath math,

@@ -1,8 +1,9 @@
 // Matrix products by cuBLASLt, where the machine has it: it knows each GPU's own tensor core instructions. It
 // is loaded when the first product needs it, so that programs start without it. For each kind of product
-// (shape, types, strides, epilogue) the library's suggestions are timed once; the choice is kept
-// (matmul_plan_cache.h). Only deterministic ones count: splits of the inner dimension are added in order, in
-// f32. Never run on a GPU yet. INGOT_MATMUL=own keeps the library out.
+// (shape, types, strides, epilogue) the library's suggestions and our own kernel for Hopper are timed once;
+// the choice is kept (matmul_plan_cache.h). Only deterministic ones count: splits of the inner dimension are
+// added in order, in f32. Never run on a GPU yet. INGOT_MATMUL=own keeps the library out,
+// INGOT_MATMUL=library our own kernel where the library can do the product.
 #include "kernels/matmul_gpu.h"
 
 #if defined(__CUDACC__) && __has_include(<cublasLt.h>)
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -55,10 +57,14 @@ void require(cudaError_t error, const char* call) {
 }
 #define REQUIRE(call) require(call, #call)
 
+bool is_wanted(std::string_view who) {
+    const char* wanted = std::getenv("INGOT_MATMUL");
+    return wanted == nullptr || wanted == who;
+}
+
 // Null where the library is not there or not wanted.
 Library* open_library() {
-    const char* wanted = std::getenv("INGOT_MATMUL");
-    if (wanted != nullptr && std::string_view(wanted) == "own") return nullptr;
+    if (!is_wanted("library")) return nullptr;
     const std::string file = cat({"libcublasLt.so.", CUBLAS_VER_MAJOR});
     void* shared = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (shared == nullptr) shared = dlopen(("/usr/local/cuda/lib64/" + file).c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -73,7 +79,7 @@ Library* open_library() {
     const DeviceInfo gpu = device_info(kThisDevice);
     library->plans = std::make_unique<MatmulPlanCache>(
         matmul_plan_path(),
-        cat({"ingot matmul plans 1, cublasLt ", static_cast<int64_t>(library->GetVersion()), ", ", gpu.name,
+        cat({"ingot matmul plans 2, cublasLt ", static_cast<int64_t>(library->GetVersion()), ", ", gpu.name,
              ", ", gpu.num_multiprocessors, " multiprocessors"}));
     return library.release();  // kept to the program's end
 }
@@ -214,31 +220,6 @@ public:
         return algorithms;
     }
 
-    // The fastest. `out`: where the runs may write.
-    Algorithm fastest(const std::vector<Algorithm>& algorithms, void* out, cudaStream_t stream) const {
-        cudaEvent_t begin, end;
-        REQUIRE(cudaEventCreate(&begin));
-        REQUIRE(cudaEventCreate(&end));
-        size_t best = 0;
-        float best_ms = 0;
-        for (size_t i = 0; i < algorithms.size(); ++i) {
-            float least_ms = -1;
-            for (int run_number = 0; run_number <= kTimedRuns; ++run_number) {  // the first warms up
-                REQUIRE(cudaEventRecord(begin, stream));
-                if (!run(algorithms[i], out, stream)) break;
-                REQUIRE(cudaEventRecord(end, stream));
-                REQUIRE(cudaEventSynchronize(end));
-                float ms = 0;
-                REQUIRE(cudaEventElapsedTime(&ms, begin, end));
-                if (run_number > 0 && (least_ms < 0 || ms < least_ms)) least_ms = ms;
-            }
-            if (least_ms >= 0 && (best_ms == 0 || least_ms < best_ms)) best = i, best_ms = least_ms;
-        }
-        REQUIRE(cudaEventDestroy(begin));
-        REQUIRE(cudaEventDestroy(end));
-        return algorithms[best];
-    }
-
     // False when the library refuses.
     bool run(const Algorithm& algorithm, void* out, cudaStream_t stream) const {
         return library_.Matmul(library_.handle, description_, &product_.output.scale, product_.b.lines.data,
@@ -266,52 +247,118 @@ private:
     cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, c_ = nullptr, d_ = nullptr;
 };
 
-// The algorithm for this call; nullopt when there is none.
-std::optional<Algorithm> algorithm_for(Library& library, const Call& call, const Product& product,
-                                       const Fused& fused, cudaStream_t stream) {
+// What a product is done by: one of the library's algorithms, or else one of our own plans.
+struct Choice {
+    std::optional<Algorithm> algorithm;
+    MatmulPlan own = {};
+
+    // For the cache: the algorithm as it lies in memory, or the tile and the splits.
+    std::vector<uint8_t> bytes() const {
+        if (!algorithm)
+            return {static_cast<uint8_t>(own.tile), static_cast<uint8_t>(own.splits),
+                    static_cast<uint8_t>(own.splits >> 8)};
+        const auto* begin = reinterpret_cast<const uint8_t*>(&*algorithm);
+        return {begin, begin + sizeof(Algorithm)};
+    }
+    // Nullopt where the bytes are neither an algorithm nor one of these plans.
+    static std::optional<Choice> from(const std::vector<uint8_t>& bytes, const std::vector<MatmulPlan>& own) {
+        if (bytes.size() == sizeof(Algorithm)) {
+            Algorithm algorithm;
+            std::memcpy(&algorithm, bytes.data(), sizeof(algorithm));
+            return Choice{algorithm};
+        }
+        for (const MatmulPlan& plan : own) {
+            if (Choice choice{std::nullopt, plan}; choice.bytes() == bytes) return choice;
+        }
+        return std::nullopt;
+    }
+};
+
+// Runs that are timed; each says whether it could.
+using Runs = std::vector<std::function<bool()>>;
+size_t fastest(const Runs& runs, cudaStream_t stream) {
+    cudaEvent_t begin, end;
+    REQUIRE(cudaEventCreate(&begin));
+    REQUIRE(cudaEventCreate(&end));
+    size_t best = 0;
+    float best_ms = 0;
+    for (size_t i = 0; i < runs.size(); ++i) {
+        float least_ms = -1;
+        for (int run_number = 0; run_number <= kTimedRuns; ++run_number) {  // the first warms up
+            REQUIRE(cudaEventRecord(begin, stream));
+            if (!runs[i]()) break;
+            REQUIRE(cudaEventRecord(end, stream));
+            REQUIRE(cudaEventSynchronize(end));
+            float ms = 0;
+            REQUIRE(cudaEventElapsedTime(&ms, begin, end));
+            if (run_number > 0 && (least_ms < 0 || ms < least_ms)) least_ms = ms;
+        }
+        if (least_ms >= 0 && (best_ms == 0 || least_ms < best_ms)) best = i, best_ms = least_ms;
+    }
+    REQUIRE(cudaEventDestroy(begin));
+    REQUIRE(cudaEventDestroy(end));
+    return best;
+}
+
+// What does this product best; nullopt when the library has no algorithm for it.
+std::optional<Choice> choose(Library& library, const Call& call, const Product& product, const Fused& fused,
+                             const std::vector<MatmulPlan>& own, Stream stream) {
     const std::string key = call.key();
-    Algorithm algorithm;
-    if (const auto* known = library.plans->find(key);
-        known != nullptr && known->size() == sizeof(algorithm)) {
-        std::memcpy(&algorithm, known->data(), sizeof(algorithm));
-        return algorithm;
+    if (const auto* known = library.plans->find(key)) {
+        if (const auto choice = Choice::from(*known, own)) return choice;
     }
     const std::vector<Algorithm> suggested = call.suggestions();
     if (suggested.empty()) return std::nullopt;
+    const cudaStream_t queue = stream_of(stream);
     cudaStreamCaptureStatus capture;
-    REQUIRE(cudaStreamIsCapturing(stream, &capture));
-    if (capture != cudaStreamCaptureStatusNone) return suggested.front();  // nothing can be timed here
+    REQUIRE(cudaStreamIsCapturing(queue, &capture));
+    if (capture != cudaStreamCaptureStatusNone) return Choice{suggested.front()};  // nothing can be timed
 
     // What the product is added to must not be added to again by every run.
-    const Output& o = product.output;
-    void* out = o.out.data;
+    Product timed = product;
+    Matrix& out = timed.output.out;
     void* substitute = nullptr;
-    if (fused.beta != 0 && fused.c.data == out) {
-        const int64_t bytes = o.rows * o.out.stride * dtype_bytes(o.out.dtype);
+    if (fused.beta != 0 && fused.c.data == out.data) {
+        const int64_t bytes = product.output.rows * out.stride * dtype_bytes(out.dtype);
         if (cudaMalloc(&substitute, static_cast<size_t>(bytes)) != cudaSuccess) {
             cudaGetLastError();
-            return suggested.front();  // no room for timing
+            return Choice{suggested.front()};  // no room for timing
         }
-        out = substitute;
+        out.data = substitute;
     }
-    algorithm = call.fastest(suggested, out, stream);
+    std::vector<Choice> choices;
+    Runs runs;
+    for (const Algorithm& algorithm : suggested) {
+        choices.push_back({algorithm});
+        runs.push_back([&, algorithm] { return call.run(algorithm, out.data, queue); });
+    }
+    for (const MatmulPlan& plan : own) {
+        choices.push_back({std::nullopt, plan});
+        runs.push_back([&, plan] {
+            multiply_own(timed, plan, stream);
+            return true;
+        });
+    }
+    const Choice best = choices[fastest(runs, queue)];
     if (substitute != nullptr) REQUIRE(cudaFree(substitute));
-    const auto* bytes = reinterpret_cast<const uint8_t*>(&algorithm);
-    library.plans->add(key, {bytes, bytes + sizeof(algorithm)});
-    return algorithm;
+    library.plans->add(key, best.bytes());
+    return best;
 }
 
 }  // namespace
 
-bool library_matmul(const Product& product, Stream stream) {
+bool library_matmul(const Product& product, const std::vector<MatmulPlan>& own, Stream stream) {
     const std::optional<Fused> fused = fuse(product);
     if (!fused) return false;
     Library* const opened = library();
     if (opened == nullptr) return false;
-    const cudaStream_t queue = stream_of(stream);
     const Call call(*opened, product, *fused);
-    const std::optional<Algorithm> algorithm = algorithm_for(*opened, call, product, *fused, queue);
-    return algorithm && call.run(*algorithm, product.output.out.data, queue);
+    const std::vector<MatmulPlan> wanted = is_wanted("own") ? own : std::vector<MatmulPlan>();
+    const std::optional<Choice> choice = choose(*opened, call, product, *fused, wanted, stream);
+    if (!choice) return false;
+    if (choice->algorithm) return call.run(*choice->algorithm, product.output.out.data, stream_of(stream));
+    multiply_own(product, choice->own, stream);
+    return true;
 }
 
 }  // namespace GPU_NAMESPACE
@@ -320,7 +367,7 @@ bool library_matmul(const Product& product, Stream stream) {
 
 namespace GPU_NAMESPACE {
 
-bool library_matmul(const Product&, Stream) { return false; }
+bool library_matmul(const Product&, const std::vector<MatmulPlan>&, Stream) { return false; }
 
 }  // namespace GPU_NAMESPACE
 #endif

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kSize* kSize / (kChunk * kChunk), kSize == 128
     SHARED(float, tile_a, [2][kInner][TileA::kLine]);
     SHARED(float, tile_b, [2][kInner][TileB::kLine]);
 
-    const TilePlace tile = place_of_tile(output, kSize, kSize);
+    const TilePlace tile = place_of_tile(output, kSize, kSize, blockIdx.x);
     const int inner_begin = static_cast<int>(blockIdx.y) * inner_per_split;
     const int inner_end = inner - inner_begin < inner_per_split ? inner : inner_begin + inner_per_split;
     const int steps = (inner_end - inner_begin + kInner - 1) / kInner;

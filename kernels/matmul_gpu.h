@@ -4,6 +4,8 @@
 // All but the sum are left out when absent. Operands lie in memory by rows or by columns, and their lines may
 // be farther apart than they are long.
 #pragma once
+#include <vector>
+
 #include "kernels/gpu.h"
 #include "kernels/matmul.h"
 #include "kernels/matmul_plan.h"
@@ -59,11 +61,17 @@ void multiply(Product product, Stream stream);
 
 // ---- what multiply() chooses from
 
-// cuBLASLt; false where it is not there or cannot do this product (kernels/matmul_cublaslt.cu).
-bool library_matmul(const Product& product, Stream stream);
-// The kernels: grid (tiles, splits), where split s sums the inner indices [s, s + 1) * inner_per_split. With
-// several splits `output` must be a plain f32 matrix with room for splits * rows.
+// cuBLASLt, or that one of our own plans `own` that was faster; false where the library is not there or
+// cannot do this product (kernels/matmul_cublaslt.cu).
+bool library_matmul(const Product& product, const std::vector<MatmulPlan>& own, Stream stream);
+// Our kernels, cut as the plan says.
+void multiply_own(const Product& product, const MatmulPlan& plan, Stream stream);
+// The kernels: every tile for every split, where split s sums the inner indices [s, s + 1) * inner_per_split.
+// With several splits `output` must be a plain f32 matrix with room for splits * rows.
 void multiply_bf16(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
 void multiply_f32(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
+// Hopper's own instructions, for operands that TMA can copy: bf16, aligned to 16 bytes, lines too.
+bool can_multiply_hopper(const Product& product);
+void multiply_hopper(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
 
 }  // namespace GPU_NAMESPACE

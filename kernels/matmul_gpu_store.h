@@ -92,16 +92,17 @@ __device__ void store_sums(const Output& output, const int (&row)[kCount], int c
     }
 }
 
-// The tile of a block. Blocks that run together cover a compact part of the result, so that they share both
-// operands in L2: tiles go down kTallest rows of tiles before they go right.
+// Tile `index` of the result. Blocks that run together cover a compact part of the result, so that they share
+// both operands in L2: tiles go down kTallest rows of tiles before they go right.
 struct TilePlace {
     int row, column;
 };
-__device__ inline TilePlace place_of_tile(const Output& output, int tile_rows, int tile_columns) {
+__device__ inline TilePlace place_of_tile(const Output& output, int tile_rows, int tile_columns,
+                                          int64_t index) {
     constexpr int64_t kTallest = 8;
     const int64_t down = (output.rows + tile_rows - 1) / tile_rows,
                   across = (output.columns + tile_columns - 1) / tile_columns;
-    const int64_t band = blockIdx.x / (kTallest * across), in_band = blockIdx.x % (kTallest * across);
+    const int64_t band = index / (kTallest * across), in_band = index % (kTallest * across);
     const int64_t left = down - band * kTallest, height = left < kTallest ? left : kTallest;
     return {static_cast<int>(band * kTallest + in_band % height) * tile_rows,
             static_cast<int>(in_band / height) * tile_columns};

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const auto tile_a = [&](int step) { return shared + step % Tile::kStages * Tile::kStageElements; };
     const auto tile_b = [&](int step) { return tile_a(step) + SharedA::kElements; };
 
-    const TilePlace tile = place_of_tile(output, Tile::kRows, Tile::kColumns);
+    const TilePlace tile = place_of_tile(output, Tile::kRows, Tile::kColumns, blockIdx.x);
     const int inner_begin = static_cast<int>(blockIdx.y) * inner_per_split;
     const int inner_end = inner - inner_begin < inner_per_split ? inner : inner_begin + inner_per_split;
     const int steps = (inner_end - inner_begin + kInner - 1) / kInner;

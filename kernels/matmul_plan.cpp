@@ -10,29 +10,58 @@
 #ifdef ISA_PLAIN
 namespace {
 
-// Two large tiles on each of 132 multiprocessors (H100, H200): one wave.
-constexpr int64_t kWave = kMatmulMostSplitSums / (128 * 128);
 // The shortest part of a split: below, writing and adding the parts costs more than the idle SMs.
 constexpr int64_t kLeastInner = 512;
+// A wide tile takes 20/11 of a square one's time, an estimate: it reads three quarters of the bytes a sum.
+constexpr int64_t kWideTime = 20, kSquareTime = 11;
 
 std::optional<MatmulPlan> g_forced;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+int64_t num_tiles(MatmulTile tile, int64_t rows, int64_t columns) {
+    const MatmulTileShape shape = shape_of(tile);
+    return std::max<int64_t>(1, ceil_div(rows, shape.rows) * ceil_div(columns, shape.columns));
+}
+
+// As many splits as fit one wave.
+MatmulPlan plan_of(MatmulTile tile, int64_t rows, int64_t columns, int64_t inner, bool may_split) {
+    if (!may_split) return {tile, 1};
+    const int64_t tiles = num_tiles(tile, rows, columns);
+    return {tile,
+            std::clamp<int64_t>(shape_of(tile).blocks / tiles, 1, std::max<int64_t>(1, inner / kLeastInner))};
+}
+
 }  // namespace
 
-MatmulPlan plan_matmul(int64_t rows, int64_t columns, int64_t inner, bool may_split) {
-    if (g_forced) return {g_forced->tile, may_split ? g_forced->splits : 1};
-    const auto plan = [&](MatmulTile tile) -> MatmulPlan {
-        const int64_t size = matmul_tile_size(tile);
-        const int64_t tiles = std::max<int64_t>(1, ceil_div(rows, size) * ceil_div(columns, size));
-        const int64_t splits =
-            may_split ? std::clamp<int64_t>(kWave / tiles, 1, std::max<int64_t>(1, inner / kLeastInner)) : 1;
-        return {tile, splits};
+std::vector<MatmulPlan> hopper_plans(int64_t rows, int64_t columns, int64_t inner, bool may_split) {
+    return {plan_of(MatmulTile::hopper_wide, rows, columns, inner, may_split),
+            plan_of(MatmulTile::hopper_square, rows, columns, inner, may_split)};
+}
+
+MatmulPlan plan_matmul(int64_t rows, int64_t columns, int64_t inner, bool may_split, bool hopper) {
+    if (g_forced) {
+        const bool can = hopper || !is_hopper(g_forced->tile);
+        return {can ? g_forced->tile : MatmulTile::large, may_split ? g_forced->splits : 1};
+    }
+    const auto blocks = [&](const MatmulPlan& plan) {
+        return num_tiles(plan.tile, rows, columns) * plan.splits;
     };
-    const MatmulPlan large = plan(MatmulTile::large);
-    const int64_t blocks = ceil_div(rows, 128) * ceil_div(columns, 128) * large.splits;
-    return blocks >= kWave / 2 ? large : plan(MatmulTile::small);
+    const auto fills_half = [&](const MatmulPlan& plan) {
+        return blocks(plan) >= shape_of(plan.tile).blocks / 2;
+    };
+    if (hopper) {
+        const std::vector<MatmulPlan> plans = hopper_plans(rows, columns, inner, may_split);
+        const MatmulPlan wide = plans[0], square = plans[1];
+        // Waves of blocks, each as long as its tile and its part of the inner dimension.
+        const auto time = [&](const MatmulPlan& plan, int64_t tile_time) {
+            return ceil_div(blocks(plan), shape_of(plan.tile).blocks) * tile_time *
+                   ceil_div(inner, plan.splits);
+        };
+        if (fills_half(square)) return time(wide, kWideTime) <= time(square, kSquareTime) ? wide : square;
+    }
+    const MatmulPlan large = plan_of(MatmulTile::large, rows, columns, inner, may_split);
+    return fills_half(large) ? large : plan_of(MatmulTile::small, rows, columns, inner, may_split);
 }
 
 void force_matmul_plan(const MatmulPlan* plan) {

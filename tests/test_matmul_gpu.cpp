@@ -36,7 +36,7 @@ void for_each_plan(Run&& run) {
 
 TEST(MatmulGpu, PlansFollowTheShape) {
     const auto plan = [](int64_t m, int64_t n, int64_t k, bool may_split) {
-        return plan_matmul(m, n, k, may_split);
+        return plan_matmul(m, n, k, may_split, false);
     };
     EXPECT_EQ(plan(65536, 768, 768, false).tile, MatmulTile::large);
     EXPECT_EQ(plan(65536, 768, 768, false).splits, 1);
