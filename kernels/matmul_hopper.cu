@@ -4,11 +4,11 @@
 // yet on a GPU.
 //
 // A block stays on its multiprocessor and takes one tile after the other. One thread copies stages of 64
-// inner indices into a ring; two warpgroups multiply, 64 rows of the tile each, and store. While they store,
-// the ring fills with the next tile's stages. Registers: 168 a thread at the start; the copying warpgroup
-// goes down to 40, the others up to 232, of which 128 are sums (3 x 128 x 168 >= 128 x 40 + 256 x 232). Every
-// sum takes the inner indices from first to last, 16 in each wgmma, whatever the tile: equal bits wherever a
-// row lies.
+// inner indices into a ring; two warpgroups multiply and store. They share a wide tile, 64 rows each, which
+// reads the least for a sum; or each takes every other square tile, so that one stores while the other
+// multiplies. Registers: 168 a thread at the start; the copying warpgroup goes down to 40, the others up to
+// 232, of which 128 are sums (3 x 128 x 168 >= 128 x 40 + 256 x 232). Every sum takes the inner indices from
+// first to last, 16 in each wgmma, whatever the tile: equal bits wherever a row lies.
 #include "kernels/matmul_gpu.h"
 #include "kernels/matmul_gpu_store.h"
 #include "kernels/wgmma.h"
@@ -21,18 +21,20 @@ namespace {
 constexpr int kInner = 64;  // inner indices of a stage: a line of them is what the swizzle spans
 constexpr int kWarpgroup = 128, kConsumers = 2, kThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kGroupRows = 64;  // of one wgmma
-constexpr int kConsumerWarps = kConsumers * kWarpgroup / kWarp;
 
-template <int kColumns_, int kStages_>
+// kSharers warpgroups have kGroups times 64 rows each of a tile.
+template <int kColumns_, int kSharers_, int kStages_>
 struct Tile {
-    static constexpr int kRows = kConsumers * kGroupRows, kColumns = kColumns_, kStages = kStages_;
+    static constexpr int kRows = 128, kColumns = kColumns_, kStages = kStages_;
+    static constexpr int kSharers = kSharers_, kGroups = kRows / kGroupRows / kSharers;
+    static_assert(kGroups * kSharers * kGroupRows == kRows);
     static constexpr int kStageElements = (kRows + kColumns) * kInner;
     static constexpr int kBarrierBytes = 2 * kStages * static_cast<int>(sizeof(uint64_t));
     static constexpr int kSharedBytes = kStages * kStageElements * 2 + kBarrierBytes;
 };
 // Both rings have 192 KiB of the multiprocessor's 227.
-using Wide = Tile<256, 4>;
-using Square = Tile<128, 6>;
+using Wide = Tile<256, 2, 4>;
+using Square = Tile<128, 1, 6>;
 
 // What a block does next: a tile, and the part of the inner dimension.
 struct Work {
@@ -134,54 +136,81 @@ __device__ void produce(const Ring<Tile>& ring, const TensorMap& map_a, const Te
     }
 }
 
-// A warp's 16 rows of sums, as wgmma leaves them, from `row` and `column` on.
-template <int kSums>
-__device__ void store_warp(const Output& output, const float (&sums)[kSums], int row, int column) {
+// A warp's sums, as wgmma leaves them: 16 rows of every 64 from `row` on, from `column` on. The loop stays a
+// loop, for store_sums() is long (unrolled: 340 KiB of instructions); what it takes of the sums is selected.
+template <int kGroups, int kSums>
+__device__ void store_warp(const Output& output, float (&sums)[kGroups][kSums], int row, int column) {
+    constexpr int kAcross = 4 * kChunk, kTaken = kAcross / 2;  // columns at a time, and their sums
+    constexpr int kParts = kGroups * kSums / kTaken, kPartsAcross = kSums / kTaken;
     const int lane = static_cast<int>(threadIdx.x) % kWarp, group = lane / 4, pair = lane % 4;
-    constexpr int kAcross = 4 * kChunk;  // columns at a time
-    UNROLL
-    for (int first = 0; first < 2 * kSums; first += kAcross) {
-        if (row >= output.rows || column + first >= output.columns) continue;
+    UNROLL_BY(1)
+    for (int part = 0; part < kParts; ++part) {
+        const int first_row = row + part / kPartsAcross * kGroupRows;
+        const int first_column = column + part % kPartsAcross * kAcross;
+        if (first_row >= output.rows || first_column >= output.columns) continue;
+        float taken[kTaken] = {};
+        UNROLL
+        for (int i = 0; i < kParts; ++i) {
+            if (i != part) continue;
+            UNROLL
+            for (int k = 0; k < kTaken; ++k) taken[k] = sums[i / kPartsAcross][i % kPartsAcross * kTaken + k];
+        }
         float x[2][kChunk];
         UNROLL
         for (int half = 0; half < 2; ++half) {
             float pairs[4][2];
             UNROLL
             for (int i = 0; i < 4; ++i) {
-                pairs[i][0] = sums[first / 2 + 4 * i + 2 * half];
-                pairs[i][1] = sums[first / 2 + 4 * i + 2 * half + 1];
+                pairs[i][0] = taken[4 * i + 2 * half];
+                pairs[i][1] = taken[4 * i + 2 * half + 1];
             }
             gather_chunk(x[half], pairs);
         }
-        store_sums(output, {row + group, row + group + 8}, column + first + pair * kChunk, x);
+        store_sums(output, {first_row + group, first_row + group + 8}, first_column + pair * kChunk, x);
     }
 }
 
-// By one warpgroup, that of the rows from kGroupRows * consumer on.
+// By one of the warpgroups that multiply.
 template <class Tile, Major kA, Major kB>
 __device__ void consume(const Ring<Tile>& ring, const Output& output, const WorkList<Tile>& list,
                         int64_t num_work, int consumer) {
     using TileA = WgmmaTile<kA, Tile::kRows, kInner>;
     using TileB = WgmmaTile<kB, Tile::kColumns, kInner>;
+    constexpr int kTurns = kConsumers / Tile::kSharers;  // tiles go round among so many
+    const int first_row = consumer / kTurns * Tile::kGroups * kGroupRows;
     const int warp = static_cast<int>(threadIdx.x) % kWarpgroup / kWarp;
-    const auto release = [&](int turn) {  // what this warp's products read may be overwritten
+    const auto release = [&](int turn) {  // what this warp's products have read may be overwritten
         if (threadIdx.x % kWarp == 0) mbarrier_arrive(&ring.empty[ring.stage(turn)]);
     };
-    int turn = 0;
-    for (int64_t index = blockIdx.x; index < num_work; index += gridDim.x) {
+    int turn = 0, count = 0;
+    for (int64_t index = blockIdx.x; index < num_work; index += gridDim.x, ++count) {
         const Work work = list[index];
-        float sums[Tile::kColumns / 2];
+        if (count % kTurns != consumer % kTurns) {
+            turn += work.steps;
+            continue;
+        }
+        // The other's turns are over: the parities that this one waits for could be those of a round before.
+        if (kTurns > 1 && count > 0) named_barrier_sync(1 + consumer, kConsumers * kWarpgroup);
+        float sums[Tile::kGroups][Tile::kColumns / 2];
         for (int step = 0; step < work.steps; ++step, ++turn) {
             mbarrier_wait(&ring.full[ring.stage(turn)], ring.parity(turn));
             wgmma_fence(sums);
             UNROLL
             for (int inner = 0; inner < kInner; inner += 16) {
-                wgmma_bf16<kA, kB>(sums, TileA::descriptor(ring.tile_a(turn), consumer * kGroupRows, inner),
-                                   TileB::descriptor(ring.tile_b(turn), 0, inner), step > 0 || inner > 0);
+                const uint64_t b = TileB::descriptor(ring.tile_b(turn), 0, inner);
+                UNROLL
+                for (int group = 0; group < Tile::kGroups; ++group) {
+                    const uint64_t a =
+                        TileA::descriptor(ring.tile_a(turn), first_row + group * kGroupRows, inner);
+                    wgmma_bf16<kA, kB>(sums[group], a, b, step > 0 || inner > 0);
+                }
             }
             wgmma_commit();
             wgmma_wait<1>(sums);  // the step before is done; this one goes on while the next is waited for
             if (step > 0) release(turn - 1);
+        }
+        if (kTurns > 1 && index + gridDim.x < num_work) {
+            named_barrier_arrive(1 + (consumer + 1) % kConsumers, kConsumers * kWarpgroup);
         }
         wgmma_wait<0>(sums);
         release(turn - 1);
@@ -192,7 +221,7 @@ __device__ void consume(const Ring<Tile>& ring, const Output& output, const Work
             part.out.data =
                 static_cast<float*>(part.out.data) + int64_t{work.split} * output.rows * part.out.stride;
         }
-        store_warp(part, sums, work.place.row + consumer * kGroupRows + warp * 16, work.place.column);
+        store_warp(part, sums, work.place.row + first_row + warp * 16, work.place.column);
     }
 }
 
@@ -207,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (threadIdx.x == 0) {
             for (int s = 0; s < Tile::kStages; ++s) {
                 mbarrier_init(&ring.full[s], 1);
-                mbarrier_init(&ring.empty[s], kConsumerWarps);
+                mbarrier_init(&ring.empty[s], Tile::kSharers * kWarpgroup / kWarp);  // warps that read it
             }
             fence_mbarrier_init();
         }

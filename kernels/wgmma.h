@@ -68,6 +68,12 @@ __device__ void pin_registers([[maybe_unused]] T (&x)[kCount]) {
 #endif
 }
 
+template <class T, int kRows, int kCount>
+__device__ void pin_registers(T (&x)[kRows][kCount]) {
+    UNROLL
+    for (int row = 0; row < kRows; ++row) pin_registers(x[row]);
+}
+
 // Before the first wgmma, and wherever registers that one takes (named here) were written since the last. All
 // warps of the warpgroup, as everything below.
 template <class... Registers>

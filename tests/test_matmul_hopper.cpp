@@ -94,6 +94,14 @@ TEST(MatmulHopper, SplitWeightGradients) {
     }
 }
 
+// A block's tiles take more turns than the ring has stages, so that who waits for his own tile's stages sees
+// them full of others' before.
+TEST(MatmulHopper, LongTilesInTurn) {
+    for_each_tile([](Device device) {
+        check_products<float, bf16, bf16>({1100, 8, 8 * 64}, MatmulMath::bf16, {device, true});
+    });
+}
+
 // The result has more bands of tiles than one, the last one lower than the others.
 TEST(MatmulHopper, Bands) {
     for (Device device : gpus()) {
