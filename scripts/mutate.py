@@ -43,10 +43,19 @@ CHANGES = [
 
 
 def code_lines(text):
-    """Lines that hold kernel code: no comments, includes, checks or host-side launches of a template."""
+    """Lines of code that the emulator runs: no comments, includes and checks, nothing between #if of nvcc and its #el or #endif."""
+    conditions = []  # of each #if around the line: is this branch nvcc's alone?
     for number, line in enumerate(text.split("\n")):
         bare = line.strip()
-        if bare and not bare.startswith(("//", "#", "template", "static_assert", "check")):
+        if bare.startswith("#if"):
+            conditions.append("defined(__CUDA" in bare and "!defined(__CUDACC__)" not in bare)
+        elif bare.startswith("#el"):
+            conditions[-1] = False
+        elif bare.startswith("#endif"):
+            conditions.pop()
+        if any(conditions):
+            continue
+        if bare and not bare.startswith(("//", "#", "template", "static_assert", "check", "CHECK")):
             yield number, line
 
 
@@ -70,17 +79,36 @@ def sources(named):
     return [f for f in files if f.name != "gpu.cu"]
 
 
+def kernels_with(header, seen):
+    """The .cu files that include a header, themselves or through other headers."""
+    found = []
+    for f in sorted((ROOT / "kernels").glob("*")):
+        if f.suffix in (".cu", ".h") and f not in seen and f'"kernels/{header}"' in f.read_text():
+            seen.add(f)
+            found += [f] if f.suffix == ".cu" else kernels_with(f.name, seen)
+    return found
+
+
+def tests_named(stem):
+    """test_matmul_mma, else test_matmul and test_matmul_gpu: the small ones of GPUs first."""
+    while stem:
+        names = [f"test_{stem}{suffix}" for suffix in ("_gpu", "")]
+        if any((ROOT / "tests" / f"{name}.cpp").exists() for name in names):
+            return [name for name in names if (ROOT / "tests" / f"{name}.cpp").exists()]
+        stem = stem.rpartition("_")[0]
+    return []
+
+
 def test_of(path):
-    """The test of an op; of a header, those of the ops that include it."""
-    names = [path.stem]
-    if path.suffix == ".h":
-        names = [f.stem for f in (ROOT / "kernels").glob("*.cu") if f'"kernels/{path.name}"' in f.read_text()]
-    tests = []
-    for name in names:
-        while name and not (ROOT / "tests" / f"test_{name}.cpp").exists():
-            name = name.rpartition("_")[0]
-        if name and f"test_{name}" not in tests:
-            tests.append(f"test_{name}")
+    """The tests of an op; of what serves several, theirs."""
+    tests = tests_named(path.stem) if path.suffix == ".cu" else []
+    if not tests:
+        for f in kernels_with(f"{path.stem}.h", {path}):
+            tests += [test for test in test_of(f) if test not in tests]
+    if not tests:
+        tests = [f.stem for f in sorted((ROOT / "tests").glob("test_*.cpp")) if f'"kernels/{path.stem}.h"' in f.read_text()]
+    if not tests:
+        sys.exit(f"error: mutate: no test is known for {path.relative_to(ROOT)}  hint: name its test after it")
     return tests
 
 
