@@ -59,6 +59,12 @@ void check_attention_cached(Tensor out, Tensor qkv, Tensor k_cache, Tensor v_cac
     check.like("v_cache", v_cache, k_cache);
     check.that(past >= 0 && past + n <= k_cache.dims[0], "past", "past + n rows in the cache", past);
 }
+
+namespace {
+AttentionKernel g_kernel = AttentionKernel::fastest;
+}
+void force_attention_kernel(AttentionKernel kernel) { g_kernel = kernel; }
+AttentionKernel forced_attention_kernel() { return g_kernel; }
 #endif
 
 namespace ISA_NAMESPACE {

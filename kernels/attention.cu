@@ -8,7 +8,7 @@
 // one being worked on, one on its way. Scores, weights and sums stay in a warp's registers.
 #include "kernels/attention.h"
 
-#include "kernels/attention_mma.h"
+#include "kernels/attention_hopper.h"
 
 namespace GPU_NAMESPACE {
 namespace {
@@ -36,45 +36,6 @@ constexpr ForwardShape forward_shape(int dim) {
     }
 }
 
-// One step of the online softmax: scores become weights 2^(score * scale_log2 - offset), with an offset of
-// the largest score so far; `decay` is what earlier sums have to be multiplied by.
-template <int kRowTiles, int kKeys>
-__device__ void softmax_step(Sums<kRowTiles, kKeys>& scores, float (&peak)[kRowTiles][2],
-                             float (&total)[kRowTiles][2], float (&decay)[kRowTiles][2], float scale_log2) {
-    UNROLL
-    for (int m = 0; m < kRowTiles; ++m) {
-        UNROLL
-        for (int half = 0; half < 2; ++half) {
-            float largest = -INFINITY;
-            UNROLL
-            for (int n = 0; n < kKeys / 8; ++n) {
-                largest = fmaxf(largest, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-            }
-            largest = fmaxf(peak[m][half], row_max(largest));
-            // Nothing seen yet: any finite offset keeps 2^-infinity at zero.
-            const float offset = largest == -INFINITY ? 0.0f : largest * scale_log2;
-            decay[m][half] = exp2_approx(fmaf(peak[m][half], scale_log2, -offset));
-            peak[m][half] = largest;
-            float sum = 0;
-            UNROLL
-            for (int n = 0; n < kKeys / 8; ++n) {
-                UNROLL
-                for (int e = 2 * half; e < 2 * half + 2; ++e) {
-                    const float weight = exp2_approx(fmaf(scores[m][n][e], scale_log2, -offset));
-                    scores[m][n][e] = weight;
-                    sum += weight;
-                }
-            }
-            total[m][half] = total[m][half] * decay[m][half] + sum;
-        }
-    }
-}
-
-template <int kRowTiles, int kDim>
-__device__ void multiply(Sums<kRowTiles, kDim>& sums, const float (&factor)[kRowTiles][2]) {
-    for_each<kRowTiles, kDim>(sums, [&](float& sum, int m, int, int e) { sum *= factor[m][e / 2]; });
-}
-
 template <class T, int kDim>
 __global__ void __launch_bounds__(forward_shape(kDim).threads(), forward_shape(kDim).blocks)
     attention_forward_kernel(const AttentionProblem<T> problem, T* out, float* lse) {
@@ -84,7 +45,7 @@ __global__ void __launch_bounds__(forward_shape(kDim).threads(), forward_shape(k
     constexpr int kRowTiles = kShape.row_tiles, kQueries = kShape.queries(), kKeys = kShape.keys;
     DYN_SHARED(bf16, q_tile);
     bf16* const stages = q_tile + kQueries * kDim;
-    const int head = blockIdx.y, kv_head = head / problem.group, lane = threadIdx.x % kWarp;
+    const int head = blockIdx.y, kv_head = head / problem.group;
     const int row = static_cast<int>(threadIdx.x) / kWarp * 16 * kRowTiles;  // the warp's first
     const float scale_log2 = problem.scale_log2();
 
@@ -144,24 +105,8 @@ __global__ void __launch_bounds__(forward_shape(kDim).threads(), forward_shape(k
             add_weighted_rows<kRowTiles, kKeys, kDim>(sums, scores, k_tile + kKeys * kDim);
         }
 
-        float inverse[kRowTiles][2];
-        UNROLL
-        for (int m = 0; m < kRowTiles; ++m) {
-            UNROLL
-            for (int half = 0; half < 2; ++half) {
-                const float sum = row_sum(total[m][half]);
-                inverse[m][half] = 1.0f / sum;
-                const int r = row + m * 16 + half * 8 + lane / 4;
-                if (lse != nullptr && r < rows && lane % 4 == 0) {
-                    lse[int64_t{head} * problem.num_tokens + first_token + r] =
-                        peak[m][half] * problem.scale + logf(sum);
-                }
-            }
-        }
-        multiply<kRowTiles, kDim>(sums, inverse);
-        store_rows<kRowTiles, kDim>(out + (first_token + row) * problem.out_stride() + head * problem.dim,
-                                    problem.out_stride(), sums, rows - row, problem.dim, problem.aligned,
-                                    q_tile, row);
+        store_weighted_means<kRowTiles, kDim>(problem, out, lse, head, first_token, rows, row, sums, peak,
+                                              total, q_tile);
     }
 }
 
@@ -186,8 +131,10 @@ void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, co
     check_attention_forward(out, lse, qkv, cu_seqlens, shape);
     float* const lse_rows = lse.as<float>();
     if (qkv.dtype == DType::bf16) {
-        return forward_on_tensor_cores(training_problem<bf16>(qkv, cu_seqlens, shape, out), out.as<bf16>(),
-                                       lse_rows, stream);
+        const auto problem = training_problem<bf16>(qkv, cu_seqlens, shape, out);
+        return (runs_on_hopper(problem)
+                    ? forward_on_hopper
+                    : forward_on_tensor_cores<bf16>)(problem, out.as<bf16>(), lse_rows, stream);
     }
     const auto problem = training_problem<float>(qkv, cu_seqlens, shape, out);
     if (math == MatmulMath::bf16) return forward_on_tensor_cores(problem, out.as<float>(), lse_rows, stream);

@@ -43,6 +43,13 @@ void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor
 void attention_cached(Tensor out, Tensor qkv, Tensor k_cache, Tensor v_cache, int64_t past,
                       const AttentionShape& shape, Stream stream = {});
 
+// On a GPU of capability 9.0, bf16 passes with heads of 64 and 128 and aligned tensors run on kernels of
+// their own (attention_hopper.h), whose bits differ. For tests and benchmarks: mma, as on any other GPU;
+// wgmma, in the emulator too, wherever it can be.
+enum class AttentionKernel { fastest, mma, wgmma };
+void force_attention_kernel(AttentionKernel kernel);
+AttentionKernel forced_attention_kernel();
+
 // Both backends'; each throws InternalError. What only the device can read is not checked.
 void check_attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
                              const AttentionShape& shape);

@@ -9,7 +9,7 @@
 //
 // Both tensor-core kernels keep scores, P and dS in a warp's registers: a warp's rows are queries for dQ, and
 // keys (the transposed scores) for dK and dV, so that dS always is the left operand of the next product.
-#include "kernels/attention_mma.h"
+#include "kernels/attention_hopper.h"
 #include "kernels/check.h"
 
 namespace GPU_NAMESPACE {
@@ -101,11 +101,6 @@ constexpr BackwardShape dkv_shape(int dim) {
         case 128: return {1, 32, 2};
         default: return {1, 16, 1};
     }
-}
-
-template <int kRowTiles, int kDim>
-__device__ void multiply(Sums<kRowTiles, kDim>& sums, float factor) {
-    for_each<kRowTiles, kDim>(sums, [&](float& sum, int, int, int) { sum *= factor; });
 }
 
 template <class T, int kDim>
@@ -356,6 +351,9 @@ void backward(const Tensor& dqkv, const Tensor& dout, const Tensor& out, const T
     const BackwardTensors<T> tensors{
         dq, dq + (problem.k - problem.q), dq + (problem.v - problem.q), dout.as<T>(), lse.as<float>(), delta};
     compute_delta<T, kTensorCores>(delta, dout.as<T>(), out.as<T>(), problem, stream);
+    if constexpr (sizeof(T) == 2) {
+        if (runs_on_hopper(problem)) return backward_on_hopper(problem, tensors, stream);
+    }
     if constexpr (kTensorCores) {
         compute_dk_dv(problem, tensors, stream);
         compute_dq(problem, tensors, stream);

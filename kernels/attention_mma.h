@@ -199,6 +199,50 @@ __device__ inline float row_sum(float x) {
     return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
+// One step of the online softmax: scores become weights 2^(score * scale_log2 - offset), with an offset of
+// the largest score so far; `decay` is what earlier sums have to be multiplied by.
+template <int kRowTiles, int kKeys>
+__device__ void softmax_step(Sums<kRowTiles, kKeys>& scores, float (&peak)[kRowTiles][2],
+                             float (&total)[kRowTiles][2], float (&decay)[kRowTiles][2], float scale_log2) {
+    UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            float largest = -INFINITY;
+            UNROLL
+            for (int n = 0; n < kKeys / 8; ++n) {
+                largest = fmaxf(largest, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+            }
+            largest = fmaxf(peak[m][half], row_max(largest));
+            // Nothing seen yet: any finite offset keeps 2^-infinity at zero.
+            const float offset = largest == -INFINITY ? 0.0f : largest * scale_log2;
+            decay[m][half] = exp2_approx(fmaf(peak[m][half], scale_log2, -offset));
+            peak[m][half] = largest;
+            float sum = 0;
+            UNROLL
+            for (int n = 0; n < kKeys / 8; ++n) {
+                UNROLL
+                for (int e = 2 * half; e < 2 * half + 2; ++e) {
+                    const float weight = exp2_approx(fmaf(scores[m][n][e], scale_log2, -offset));
+                    scores[m][n][e] = weight;
+                    sum += weight;
+                }
+            }
+            total[m][half] = total[m][half] * decay[m][half] + sum;
+        }
+    }
+}
+
+template <int kRowTiles, int kDim>
+__device__ void multiply(Sums<kRowTiles, kDim>& sums, const float (&factor)[kRowTiles][2]) {
+    for_each<kRowTiles, kDim>(sums, [&](float& sum, int m, int, int e) { sum *= factor[m][e / 2]; });
+}
+
+template <int kRowTiles, int kDim>
+__device__ void multiply(Sums<kRowTiles, kDim>& sums, float factor) {
+    for_each<kRowTiles, kDim>(sums, [&](float& sum, int, int, int) { sum *= factor; });
+}
+
 // ---- results ----
 
 // A warp's sums to the first `count` of its rows in global memory. `rows` is the first of them; `staging` is
@@ -255,6 +299,34 @@ __device__ void store_rows(T* rows, int64_t stride, const Sums<kRowTiles, kDim>&
             }
         }
     }
+}
+
+// The forward pass's end: sums over the totals of their weights, and the log-sum-exp (lse may be null). `row`
+// is the warp's first one of a tile's `rows`, whose first is `first_token`; staging as above.
+template <int kRowTiles, int kDim, class T>
+__device__ void store_weighted_means(const AttentionProblem<T>& problem, T* out, float* lse, int head,
+                                     int64_t first_token, int rows, int row, Sums<kRowTiles, kDim>& sums,
+                                     const float (&peak)[kRowTiles][2], const float (&total)[kRowTiles][2],
+                                     bf16* staging) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    float inverse[kRowTiles][2];
+    UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const float sum = row_sum(total[m][half]);
+            inverse[m][half] = 1.0f / sum;
+            const int r = row + m * 16 + half * 8 + lane / 4;
+            if (lse != nullptr && r < rows && lane % 4 == 0) {
+                lse[int64_t{head} * problem.num_tokens + first_token + r] =
+                    peak[m][half] * problem.scale + logf(sum);
+            }
+        }
+    }
+    multiply<kRowTiles, kDim>(sums, inverse);
+    store_rows<kRowTiles, kDim>(out + (first_token + row) * problem.out_stride() + head * problem.dim,
+                                problem.out_stride(), sums, rows - row, problem.dim, problem.aligned, staging,
+                                row);
 }
 
 }  // namespace GPU_NAMESPACE

@@ -263,7 +263,7 @@ TEST_F(SimtHopper, WgmmasSumsAreUndefinedUntilWaitedFor) {
 
 // ---- broken rules -----------------------------------------------------------------------------------------
 
-enum class Break { no_init, too_many, not_waited, no_fence, deadlock };
+enum class Break { no_init, too_many, not_waited, no_fence, deadlock, outside };
 template <Break kBreak>
 __global__ void break_kernel(const float* x) {
     wait_for_previous();
@@ -280,6 +280,7 @@ __global__ void break_kernel(const float* x) {
         simt::mbarrier_expect_bytes(barrier, 16);
         simt::load_bytes(memory, x, 16, barrier);
     }
+    if (kBreak == Break::outside) simt::load_bytes(memory, x + 64, 16, barrier);
     if (kBreak == Break::deadlock) simt::mbarrier_wait(barrier, 0);
     float d[4] = {};
     if (kBreak == Break::no_fence) simt::wgmma(d, {8, false, nullptr, 0, 0, false, false});
@@ -296,6 +297,8 @@ TEST_F(SimtHopper, Rules) {
     EXPECT_DEATH(break_rule<Break::too_many>(), "mbarrier.arrive: all 1 threads have arrived already");
     EXPECT_DEATH(break_rule<Break::not_waited>(),
                  "cp.async.bulk.tensor was not waited for before the block's end");
+    EXPECT_DEATH(break_rule<Break::outside>(),
+                 "cp.async.bulk.tensor: the box's 16 bytes at .* are not in device memory");
     EXPECT_DEATH(break_rule<Break::no_fence>(), "wgmma without a wgmma.fence before it");
     EXPECT_DEATH(break_rule<Break::deadlock>(),
                  "deadlock: no thread can go on: 1 threads .first: 0. in mbarrier.try_wait at");
