@@ -5,6 +5,7 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/kv_cache.h"
 #include "kernels/loss_sum.h"
+#include "kernels/matmul_plan.h"
 #include "kernels/muon.h"
 
 namespace {
@@ -78,6 +79,28 @@ void add_epilogues(Rows& rows, int64_t n, int64_t wide, int64_t channels) {
              });
 }
 
+// Our own kernels by their tiles, the library kept out. On GPUs other than Hopper its tiles are large ones.
+void add_tiles(Rows& rows, int64_t n, int64_t outputs, int64_t inputs) {
+    const std::pair<const char*, MatmulTile> tiles[] = {{"large", MatmulTile::large},
+                                                        {"hopper_square", MatmulTile::hopper_square},
+                                                        {"hopper_wide", MatmulTile::hopper_wide}};
+    for (const auto& [name, tile] : tiles) {
+        rows.add("matmul", ("forward mlp_up, " + std::string(name) + " tiles").c_str(),
+                 {{"N", n}, {"outputs", outputs}, {"inputs", inputs}},
+                 2 * (product({n, outputs}) + product({n, inputs}) + product({outputs, inputs})),
+                 2 * product({n, outputs, inputs}), [=, tile = tile](GpuTensors& t) -> Run {
+                     const Tensor out = t.make(DType::bf16, n, outputs), inp = t.make(DType::bf16, n, inputs);
+                     const Tensor w = t.make(DType::bf16, outputs, inputs);
+                     return [=] {
+                         const MatmulPlan plan{tile, 1};
+                         force_matmul_plan(&plan);
+                         matmul_forward(out, inp, w);
+                         force_matmul_plan(nullptr);
+                     };
+                 });
+    }
+}
+
 }  // namespace
 
 void add_matmul(Rows& rows, const ModelConfig& c, int64_t n) {
@@ -87,6 +110,7 @@ void add_matmul(Rows& rows, const ModelConfig& c, int64_t n) {
     add_linear(rows, gated ? "mlp_gate_up" : "mlp_up", n, gated ? 2 * c.mlp_dim : c.mlp_dim, c.channels);
     add_linear(rows, "mlp_down", n, c.channels, c.mlp_dim);
     if (c.mlp == Mlp::gelu) add_epilogues(rows, n, c.mlp_dim, c.channels);
+    if (rows.dtype() == DType::bf16) add_tiles(rows, n, gated ? 2 * c.mlp_dim : c.mlp_dim, c.channels);
 }
 
 void add_attention(Rows& rows, const ModelConfig& c, int64_t n, int64_t length) {

@@ -7,8 +7,9 @@
 // their way (2x the peak where the CPU has vdpbf16ps, tensor cores on a GPU; elsewhere the products are f32
 // of bf16-rounded values). Two bf16 operands always use bf16 math. The sum over the inner index runs in one
 // fixed order. On the CPU it depends on nothing but the inner size: same bits for any number of threads and
-// for any row's place in the batch. On a GPU it depends on the shape, and where cuBLASLt multiplies, on the
-// plan that was chosen for it (matmul_cublaslt.cu): same bits in every run with the same plans. Source of the
+// for any row's place in the batch. On a GPU it depends on the shape, on whether Hopper's kernel can do it,
+// and where there is cuBLASLt, on the plan that was chosen (matmul_cublaslt.cu): same bits in every run on
+// such a GPU with the same plans. Source of the
 // CPU's blocking: Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 #pragma once
 #include "core/tensor.h"
