@@ -26,6 +26,7 @@
 #include "model/checkpoint.h"
 #include "model/optimizer.h"
 #include "model/run_memory.h"
+#include "model/step_log.h"
 #include "model/transformer.h"
 #include "tokenizer/tokenizer.h"
 
@@ -95,10 +96,6 @@ const std::vector<std::string> kFreeOptions = {
     "stop-at",    "micro-batch",  "recompute",        "device", "isa",          "threads",
     "eval-every", "eval-batches", "checkpoint-every", "keep",   "sample-every", "sample-prompt",
     "quiet",      "out",          "val-data",         "config"};
-
-double rounded(double value, int digits) {
-    return std::round(value * std::pow(10.0, digits)) / std::pow(10.0, digits);
-}
 
 // So many refused steps in a row and the run is dead: the weights stand still and nothing will change that.
 constexpr int64_t kMaxSkipsInARow = 100;
@@ -270,8 +267,6 @@ int body(int argc, char** argv) {
                  human_count(static_cast<double>(train_data.tokens_per_epoch())).c_str(), num_threads(),
                  device == Device::cpu ? isa_name(current_isa()) : device_info(device).name.c_str());
     const Schedule schedule{o.schedule, o.lr, o.lr_final_frac, o.warmup, o.steps};
-    const double step_flops = flops_per_token(config, o.seq_len) * static_cast<double>(o.batch_tokens);
-    const double peak = peak_flops(device, shape.math);
     RunLog log(o.out);
 
     // ---- what happens now and then ----
@@ -322,6 +317,11 @@ int body(int argc, char** argv) {
     const auto due = [](int64_t step, int64_t every) { return every > 0 && step % every == 0; };
     const int64_t last_step = o.stop_at > 0 ? std::min(o.stop_at, o.steps) : o.steps;
     Progress progress("train", o.steps * o.batch_tokens, "tok");
+    StepLog steps(log, progress, optimizer, state,
+                  {.tokens = o.batch_tokens,
+                   .flops = flops_per_token(config, o.seq_len) * static_cast<double>(o.batch_tokens),
+                   .peak_flops = peak_flops(device, shape.math)});
+    const auto dead = [&] { return optimizer.skips_in_a_row() >= kMaxSkipsInARow; };
     while (state.step < last_step && !stop_asked()) {
         const double start = seconds_now();
         // The whole step's batches first: one token count normalises every loss, whatever the micro-batch.
@@ -336,43 +336,30 @@ int body(int argc, char** argv) {
             model.forward_backward(batch, 1.0f / static_cast<float>(targets), &batch != &batches[0]);
         }
         if (stop_asked()) break;  // half a gradient is none: the state is that of the last whole step
-        state.last_loss = model.total_loss() / static_cast<double>(targets);
+        // A device is busy with this step by now: the numbers of the one before have come meanwhile.
+        steps.finish();
+        if (dead()) break;
         const double lr = schedule.at(state.step);
-        const StepResult result = optimizer.step(model.grads(), lr, state.last_loss);
+        optimizer.queue(model.grads(), lr, model.summed_loss(), targets);
         ++state.step;
         state.next_sample += samples_per_step;
         state.tokens += targets;
+        steps.queued(lr, start);
+        steps.finish_if_arrived();
 
-        const double seconds = seconds_now() - start;
-        const double tokens_per_s = static_cast<double>(o.batch_tokens) / seconds;
-        const double mfu = peak > 0 ? step_flops / seconds / peak : 0;
-        JsonLine line;
-        line.add("kind", "step").add("step", state.step).add("loss", state.last_loss).add("lr", lr);
-        line.add("grad_norm", result.grad_norm).add("tokens", state.tokens).add("ms", seconds * 1e3);
-        line.add("tokens_per_s", tokens_per_s).add("mfu", mfu);
-        if (!result.applied) line.add("skipped", result.reason).add("num_skipped", optimizer.num_skipped());
-        log.write(line);
-        log.scalar("train/loss", state.step, state.last_loss);
-        log.scalar("train/grad_norm", state.step, result.grad_norm);
-        log.scalar("train/lr", state.step, lr);
-        log.scalar("train/tokens_per_s", state.step, tokens_per_s);
-        progress.update(state.step * o.batch_tokens,
-                        cat({"step ", state.step, "  loss ", rounded(state.last_loss, 4), "  mfu ",
-                             rounded(mfu * 100, 1), "%"}));
-        if (!result.applied) {
-            progress.say(cat({"step ", state.step, " skipped: ", result.reason, " (", optimizer.num_skipped(),
-                              " so far)"}));
-        }
-        if (optimizer.skips_in_a_row() >= kMaxSkipsInARow)
-            return fail_dead_run(state.step, optimizer.skips_in_a_row(), result.reason);
-        if (state.step == last_step) break;  // what is due at the end is done below, once
-        if (due(state.step, o.eval_every)) evaluate(o.eval_batches);
-        if (due(state.step, o.sample_every)) sample();
-        // Steps that change nothing must not push out the checkpoints of those that did.
+        const bool last = state.step == last_step;  // what is due then is done below, once
+        const bool eval_due = due(state.step, o.eval_every), sample_due = due(state.step, o.sample_every);
         checkpoint_due = checkpoint_due || due(state.step, o.checkpoint_every);
-        if (checkpoint_due && result.applied) checkpoint();
+        if (last || eval_due || sample_due || checkpoint_due) steps.finish();
+        if (last || dead()) break;
+        if (eval_due) evaluate(o.eval_batches);
+        if (sample_due) sample();
+        // Steps that change nothing must not push out the checkpoints of those that did.
+        if (checkpoint_due && steps.last().applied) checkpoint();
     }
+    steps.finish();
     progress.finish();
+    if (dead()) return fail_dead_run(state.step, optimizer.skips_in_a_row(), steps.last().reason);
 
     // ---- the end, or an interruption, which may come as late as in the last evaluation ----
     if (state.step > 0 && optimizer.num_updates() == 0 && !stop_asked())

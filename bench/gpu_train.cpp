@@ -23,17 +23,17 @@ int64_t planned_bytes(const GpuTrainChoice& choice, const RunShape& shape) {
         .needed_bytes();
 }
 
-// Of a step of `num_micro` micro-batches; the loss.
-double train_step(Transformer& model, Optimizer& optimizer, const std::vector<Batch>& batches,
-                  int64_t num_micro, size_t first) {
+// A step of `num_micro` micro-batches, queued as the trainer does: only the numbers of the step before are
+// waited for.
+void train_step(Transformer& model, Optimizer& optimizer, const std::vector<Batch>& batches,
+                int64_t num_micro, size_t first) {
     const int64_t tokens = num_micro * batches[0].num_rows * batches[0].seq_len;
     for (int64_t i = 0; i < num_micro; ++i) {
         model.forward_backward(batches[(first + static_cast<size_t>(i)) % batches.size()],
                                1.0f / static_cast<float>(tokens), i > 0);
     }
-    const double loss = model.total_loss() / static_cast<double>(tokens);
-    optimizer.step(model.grads(), 1e-4, loss);
-    return loss;
+    if (optimizer.queued()) optimizer.take();
+    optimizer.queue(model.grads(), 1e-4, model.summed_loss(), tokens);
 }
 
 void add_to_file(const std::string& path, const JsonLine& line) {
@@ -139,20 +139,20 @@ bool train_on_gpu(const GpuTrainChoice& choice) {
     device_synchronize(choice.device);
     const int64_t device_bytes = free_before - device_info(choice.device).free_bytes;
 
-    // A step ends on the host before its update has run on the device: what of it is left counts to the next
-    // one, and each step is as long as the one before it leaves it. The last one waits.
+    // The host ends a step when the device has come to the end of the one before but for its update. The last
+    // one waits.
     std::vector<double> seconds;
-    double loss = 0;
     const double start = seconds_now();
     double before = start;
     for (int64_t step = 0; step < choice.steps; ++step) {
         if (step > 0 && seconds_now() - start > static_cast<double>(choice.limit_s)) break;
-        loss = train_step(model, optimizer, batches, num_micro, static_cast<size_t>(step));
+        train_step(model, optimizer, batches, num_micro, static_cast<size_t>(step));
         const double now = seconds_now();
         seconds.push_back(now - before);
         before = now;
     }
     device_synchronize(choice.device);
+    const double loss = optimizer.take().loss;
     const double mean = (seconds_now() - start) / static_cast<double>(seconds.size());
 
     // The first step found the device idle and the last one's end is not in its own: the mean has both.

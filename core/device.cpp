@@ -1,6 +1,7 @@
 // Which runtime a device has, and what all of them share: opening at first use, and the directions of copies.
 #include "core/device.h"
 
+#include <atomic>
 #include <cstring>
 #include <string_view>
 #include <utility>
@@ -21,6 +22,7 @@ namespace {
 
 constexpr Device kDevices[] = {Device::cpu, Device::cuda, Device::simt};
 bool g_opened[3] = {};
+std::atomic<int64_t> g_waits{0};
 
 const DeviceRuntime& runtime_of(Device device) {
     CHECK(device != Device::cpu, "the CPU has no device runtime");
@@ -35,6 +37,12 @@ const DeviceRuntime& runtime_of(Device device) {
 const DeviceRuntime& opened_runtime(Device device) {
     if (!g_opened[static_cast<int>(device)]) open_device(device);
     return runtime_of(device);
+}
+
+void wait_for_event(Device device, void* event) {
+    if (runtime_of(device).event_passed(event)) return;
+    ++g_waits;
+    runtime_of(device).wait_event(event);
 }
 
 }  // namespace
@@ -106,7 +114,10 @@ void copy_tensor(Tensor out, Tensor inp, Stream stream) {
     CHECK(inp.device == device || inp.device == Device::cpu, device_name(inp.device));
     const DeviceRuntime& runtime = opened_runtime(device);
     runtime.copy(out.data, out.device == device, inp.data, inp.device == device, out.bytes(), stream);
-    if (out.device == Device::cpu) runtime.wait(stream);
+    if (out.device == Device::cpu) {
+        ++g_waits;
+        runtime.wait(stream);
+    }
 }
 
 void zero_tensor(Tensor out, Stream stream) {
@@ -137,8 +148,44 @@ DeviceEvent::~DeviceEvent() {
 void DeviceEvent::record() {
     if (handle_ != nullptr) runtime_of(device_).record_event(handle_);
 }
+bool DeviceEvent::passed() { return handle_ == nullptr || runtime_of(device_).event_passed(handle_); }
 void DeviceEvent::wait() {
-    if (handle_ != nullptr) runtime_of(device_).wait_event(handle_);
+    if (handle_ != nullptr) wait_for_event(device_, handle_);
+}
+
+Readback::Readback(Device device, int64_t bytes)
+    : device_(device),
+      bytes_(bytes),
+      memory_(device == Device::cpu ? ::operator new(static_cast<size_t>(bytes))
+                                    : device_allocate_host(device, bytes)),
+      copied_(device) {}
+Readback::Readback(Readback&& other) noexcept
+    : device_(other.device_),
+      bytes_(other.bytes_),
+      memory_(std::exchange(other.memory_, nullptr)),
+      tensor_(other.tensor_),
+      copied_(std::move(other.copied_)) {}
+Readback::~Readback() {
+    if (memory_ == nullptr) return;  // moved from
+    copied_.wait();
+    if (device_ == Device::cpu) {
+        ::operator delete(memory_);
+    } else {
+        device_release_host(device_, memory_);
+    }
+}
+void Readback::start(Tensor inp) {
+    CHECK(inp.device == device_ && inp.bytes() <= bytes_, cat({shape_text(inp), " of ", bytes_, " bytes"}));
+    tensor_ = inp;
+    tensor_.data = memory_;
+    tensor_.device = Device::cpu;
+    if (device_ == Device::cpu) return copy_tensor(tensor_, inp);
+    opened_runtime(device_).copy(memory_, false, inp.data, true, inp.bytes(), {});
+    copied_.record();
+}
+Tensor Readback::wait() {
+    copied_.wait();
+    return tensor_;
 }
 
 DeviceTimer::DeviceTimer(Device device) : device_(device) {
@@ -172,7 +219,7 @@ void DeviceTimer::stop() {
 }
 double DeviceTimer::ms() {
     if (device_ == Device::cpu) return (host_end_ - host_begin_) * 1e3;
-    runtime_of(device_).wait_event(end_);
+    wait_for_event(device_, end_);
     return runtime_of(device_).event_ms(begin_, end_);
 }
 
@@ -196,8 +243,11 @@ void DeviceGraph::record(const std::function<void()>& body) {
 void DeviceGraph::launch() { runtime_of(device_).launch_graph(handle_); }
 
 void device_synchronize(Device device) {
-    if (device != Device::cpu && g_opened[static_cast<int>(device)]) runtime_of(device).synchronize();
+    if (device == Device::cpu || !g_opened[static_cast<int>(device)]) return;
+    ++g_waits;
+    runtime_of(device).synchronize();
 }
+int64_t num_device_waits() { return g_waits; }
 
 Stream compute_stream(Device device) {
     return device == Device::cpu ? Stream{} : Stream{opened_runtime(device).compute_stream()};

@@ -48,6 +48,9 @@ private:
     Tensor tensor_;
 };
 void device_synchronize(Device device);  // waits for everything; reports a kernel's failure as InternalError
+// How often the host has waited so far for a device that was not yet there: copies to the host, events,
+// synchronisations. What must be queued without a wait leaves it as it is.
+int64_t num_device_waits();
 
 // Why a launch on Device::cuda is impossible in this build; throws InputError.
 [[noreturn]] void fail_no_cuda();
@@ -59,11 +62,31 @@ public:
     DeviceEvent(DeviceEvent&& other) noexcept;
     ~DeviceEvent();
     void record();  // behind everything queued so far
-    void wait();    // until the device has come to where it was last recorded; at once if never
+    bool passed();  // whether the device has come to where it was last recorded; true if never
+    void wait();    // until it has
 
 private:
     Device device_;
     void* handle_ = nullptr;
+};
+
+// A tensor's way to the host while the host goes on: start() queues a copy into page-locked memory (on the
+// CPU, it copies), the bytes are there when the copy has arrived. InputError when there is no such memory.
+class Readback {
+public:
+    Readback(Device device, int64_t bytes);
+    Readback(Readback&& other) noexcept;
+    ~Readback();             // waits
+    void start(Tensor inp);  // at most `bytes`; the one before must have arrived
+    bool arrived() { return copied_.passed(); }
+    Tensor wait();  // what inp held when start() was called, on the host; valid until the next start()
+
+private:
+    Device device_;
+    int64_t bytes_;
+    void* memory_;
+    Tensor tensor_;
+    DeviceEvent copied_;
 };
 
 // How long the device took between two points of its compute stream, by its own clock; the host need not wait
@@ -119,6 +142,7 @@ struct DeviceRuntime {
     void* (*make_event)(bool timing);
     void (*free_event)(void* event);
     void (*record_event)(void* event);
+    bool (*event_passed)(void* event);
     void (*wait_event)(void* event);
     double (*event_ms)(void* begin, void* end);  // both timing, recorded and passed
     void (*begin_graph)();

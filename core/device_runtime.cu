@@ -141,6 +141,12 @@ void* make_event(bool timing) {
 }
 void free_event(void* event) { cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
 void record_event(void* event) { REQUIRE(cudaEventRecord(static_cast<cudaEvent_t>(event), g_stream)); }
+bool event_passed(void* event) {
+    const cudaError_t state = cudaEventQuery(static_cast<cudaEvent_t>(event));
+    if (state == cudaErrorNotReady) return false;
+    require(state, "cudaEventQuery");
+    return true;
+}
 void wait_event(void* event) { REQUIRE(cudaEventSynchronize(static_cast<cudaEvent_t>(event))); }
 double event_ms(void* begin, void* end) {
     float ms = 0;
@@ -184,6 +190,7 @@ const DeviceRuntime& device_runtime() {
         .make_event = make_event,
         .free_event = free_event,
         .record_event = record_event,
+        .event_passed = event_passed,
         .wait_event = wait_event,
         .event_ms = event_ms,
         .begin_graph = begin_graph,

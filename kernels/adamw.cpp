@@ -7,6 +7,7 @@
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 #include "kernels/philox_simd.h"
+#include "kernels/step_guard.h"
 
 #ifdef ISA_PLAIN
 void check_adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamWStep& step) {
@@ -18,6 +19,7 @@ void check_adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, c
     if (!param.absent()) check.elements("param", param, DType::bf16, master.size());
     check.that(step.step >= 1, "step", "at least 1", static_cast<double>(step.step));
     check.that(step.first_index >= 0, "first_index", "at least 0", static_cast<double>(step.first_index));
+    check_decision("adamw_step", master.device, step.decision);
 }
 
 AdamWConstants adamw_constants(const AdamWStep& s) {
@@ -52,7 +54,11 @@ SIMD_INLINE Vec update(float* master, float* m, float* v, const float* grad, int
 
 void adamw_step(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamWStep& step, Stream) {
     check_adamw(param, master, m, v, grad, step);
-    const AdamWConstants constants = adamw_constants(step);
+    AdamWConstants constants = adamw_constants(step);
+    if (const StepDecision* decision = decision_data(step.decision)) {
+        if (decision->verdict != Verdict::apply) return;
+        constants.grad_scale = decision->grad_scale;
+    }
     float *master_data = master.as<float>(), *m_data = m.as<float>(), *v_data = v.as<float>();
     const float* grad_data = grad.as<float>();
     if (param.absent()) {

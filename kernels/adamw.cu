@@ -5,6 +5,7 @@
 
 #include "kernels/gpu_elements.h"
 #include "kernels/gpu_random.h"
+#include "kernels/step_guard.h"
 
 namespace GPU_NAMESPACE {
 namespace {
@@ -25,9 +26,13 @@ __device__ inline float updated_master(float master, float& m, float& v, float g
 template <bool kHasParam>
 __global__ void __launch_bounds__(kThreads)
     adamw_kernel(bf16* param, float* master, float* m, float* v, const float* grad, int64_t count,
-                 AdamWConstants constants, RandomKey key, int64_t first_index) {
+                 AdamWConstants constants, RandomKey key, int64_t first_index, const StepDecision* decision) {
     wait_for_previous();
     let_next_start();
+    if (decision != nullptr) {
+        if (decision->verdict != Verdict::apply) return;
+        constants.grad_scale = decision->grad_scale;
+    }
     const DrawSlot slot(first_index, int64_t{blockIdx.x} * kThreads + threadIdx.x);
     float g[kDraws] = {}, m_old[kDraws] = {}, v_old[kDraws] = {}, master_old[kDraws] = {};
     for (int draw = 0; draw < kDraws; ++draw) {
@@ -59,7 +64,8 @@ void adamw_step(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, co
     launch(param.absent() ? adamw_kernel<false> : adamw_kernel<true>,
            ceil_div(num_counters(step.first_index, count), kThreads), kThreads, 0, stream,
            param.absent() ? nullptr : param.as<bf16>(), master.as<float>(), m.as<float>(), v.as<float>(),
-           grad.as<float>(), count, adamw_constants(step), step.rounding, step.first_index);
+           grad.as<float>(), count, adamw_constants(step), step.rounding, step.first_index,
+           decision_data(step.decision));
 }
 
 }  // namespace GPU_NAMESPACE

@@ -14,6 +14,9 @@ struct AdamWStep {
     int64_t step;         // t, counts from 1
     RandomKey rounding;   // stochastic rounding of param
     int64_t first_index;  // counter of element 0: the tensor's place in the flat arena
+    // Of kernels/step_guard.h, or absent. Then grad_scale is the decision's, and nothing changes unless its
+    // verdict is to apply.
+    Tensor decision = {};
 };
 void adamw_step(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamWStep& step,
                 Stream stream = {});

@@ -9,17 +9,19 @@
 #include "kernels/elementwise.h"
 #include "kernels/global_norm.h"
 #include "kernels/philox_simd.h"
+#include "kernels/step_guard.h"
 
 #ifdef ISA_PLAIN
 void check_muon(Tensor param, Tensor master, Tensor momentum, Tensor grad, Tensor scratch,
-                int64_t first_index) {
+                const MuonStep& step) {
     const ArgumentCheck check{"muon_step", master.device};
     check.tensor("master", master, DType::f32, {-1, -1});
     check.like("momentum", momentum, master);
     check.like("grad", grad, master);
     if (!param.absent()) check.tensor("param", param, DType::bf16, {master.dims[0], master.dims[1]});
     check.scratch(scratch, muon_scratch_bytes(master.dims[0], master.dims[1]));
-    check.that(first_index >= 0, "first_index", "at least 0", static_cast<double>(first_index));
+    check.that(step.first_index >= 0, "first_index", "at least 0", static_cast<double>(step.first_index));
+    check_decision("muon_step", master.device, step.decision);
 }
 #endif
 
@@ -83,9 +85,12 @@ int64_t muon_scratch_bytes(int64_t rows, int64_t cols) {
 
 void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonStep& step,
                MatmulMath math, Tensor scratch, Stream stream) {
-    check_muon(param, master, momentum, grad, scratch, step.first_index);
+    check_muon(param, master, momentum, grad, scratch, step);
     const int64_t rows = master.dims[0], cols = master.dims[1], count = rows * cols;
     if (count == 0) return;
+    const StepDecision* const decision = decision_data(step.decision);
+    if (decision != nullptr && decision->verdict != Verdict::apply) return;
+    const float grad_scale = decision != nullptr ? decision->grad_scale : step.grad_scale;
     const bool tall = rows > cols;
     const int64_t small = tall ? cols : rows, large = tall ? rows : cols;
     float* memory = static_cast<float*>(scratch.data);
@@ -94,7 +99,7 @@ void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const 
     const Tensor b = tensor_of(memory + 2 * count + small * small, small, small);
 
     float* u = tall ? next.as<float>() : x.as<float>();
-    nesterov(u, momentum.as<float>(), grad.as<float>(), count, 1 - step.momentum, step.grad_scale);
+    nesterov(u, momentum.as<float>(), grad.as<float>(), count, 1 - step.momentum, grad_scale);
     if (tall) transpose(x.as<float>(), u, rows, cols);
     const double norm = std::sqrt(sum_of_squares(x.view(count), stream));
     float* x_data = x.as<float>();

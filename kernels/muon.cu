@@ -1,6 +1,8 @@
 // Muon on the GPU. Nearly all of the time goes into the fifteen products of the Newton-Schulz iteration (10
 // R^2 C FLOPs and more for R <= C); around them, element-wise kernels move 10 f32 an element (12 for tall
-// matrices), bound by memory. Not measured yet on a GPU. The norm never leaves the device.
+// matrices), bound by memory. Not measured yet on a GPU. The norm never leaves the device. A step that is
+// refused (kernels/step_guard.h) changes nothing, but its products run all the same, on what the scratch
+// memory holds.
 #include "kernels/muon.h"
 
 #include <cmath>
@@ -9,6 +11,7 @@
 #include "core/device.h"
 #include "kernels/gpu.h"
 #include "kernels/gpu_random.h"
+#include "kernels/step_guard.h"
 
 namespace GPU_NAMESPACE {
 namespace {
@@ -26,8 +29,12 @@ constexpr int64_t kMostBlocks = kThreads;
 // partial[block] is the sum of squares of the u that the block wrote. With keep = 1 - mu:
 // momentum += keep (g - momentum),  u = momentum + keep (g - momentum).
 __global__ void nesterov_kernel(float* u, float* momentum, float* partial, const float* grad, int64_t count,
-                                float keep, float grad_scale, bool packed) {
+                                float keep, float grad_scale, bool packed, const StepDecision* decision) {
     wait_for_previous();
+    if (decision != nullptr) {
+        if (decision->verdict != Verdict::apply) return;
+        grad_scale = decision->grad_scale;
+    }
     constexpr int kSize = Pack<float>::kSize;
     float squares = 0;
     const auto step = [&](float g, float& old) {
@@ -113,8 +120,10 @@ void transpose(float* out, const float* inp, const float* partial, int num_parti
 // master -= step_size (x + decay master), and param from it, stochastically rounded. A thread has the
 // elements of one counter (gpu_random.h).
 __global__ void apply_kernel(bf16* param, float* master, const float* x, int64_t count, float step_size,
-                             float decay, RandomKey key, int64_t first_index, int64_t counters) {
+                             float decay, RandomKey key, int64_t first_index, int64_t counters,
+                             const StepDecision* decision) {
     wait_for_previous();
+    if (decision != nullptr && decision->verdict != Verdict::apply) return;
     const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
     if (thread >= counters) return;
     const DrawSlot slot(first_index, thread);
@@ -143,14 +152,14 @@ void apply(Tensor param, Tensor master, const float* x, float step_size, float d
     const int64_t count = master.size(), counters = num_counters(step.first_index, count);
     launch(apply_kernel, ceil_div(counters, kThreads), kThreads, 0, stream,
            param.absent() ? nullptr : param.as<bf16>(), master.as<float>(), x, count, step_size, decay,
-           step.rounding, step.first_index, counters);
+           step.rounding, step.first_index, counters, decision_data(step.decision));
 }
 
 }  // namespace
 
 void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonStep& step,
                MatmulMath math, Tensor scratch, Stream stream) {
-    check_muon(param, master, momentum, grad, scratch, step.first_index);
+    check_muon(param, master, momentum, grad, scratch, step);
     CHECK(is_aligned128(scratch.data), "scratch begins at a multiple of 16 bytes");
     const int64_t rows = master.dims[0], cols = master.dims[1], count = rows * cols;
     if (count == 0) return;
@@ -173,7 +182,8 @@ void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const 
     if (blocks > kMostBlocks) blocks = kMostBlocks;
     if (blocks > 2 * small * small) blocks = 2 * small * small;
     launch(nesterov_kernel, blocks, kThreads, 0, stream, u, momentum.as<float>(), partial, grad.as<float>(),
-           count, 1 - step.momentum, step.grad_scale, is_aligned128(u, momentum.data, grad.data));
+           count, 1 - step.momentum, step.grad_scale, is_aligned128(u, momentum.data, grad.data),
+           decision_data(step.decision));
     const int num_partial = static_cast<int>(blocks);
     if (tall) {
         transpose(x.as<float>(), u, partial, num_partial, rows, cols, stream);

@@ -16,6 +16,7 @@ struct MuonStep {
     float lr, momentum, weight_decay, grad_scale;
     RandomKey rounding;
     int64_t first_index;
+    Tensor decision = {};  // as AdamWStep's (kernels/adamw.h)
 };
 int64_t muon_scratch_bytes(int64_t rows, int64_t cols);
 void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonStep& step,
@@ -23,4 +24,4 @@ void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const 
 
 // Both backends'; throws InternalError.
 void check_muon(Tensor param, Tensor master, Tensor momentum, Tensor grad, Tensor scratch,
-                int64_t first_index);
+                const MuonStep& step);

@@ -1,10 +1,12 @@
-// The update: global norm, guard, then one fused pass over each run of rows that share their settings.
+// The update: global norm, guard, then one fused pass over each run of rows that share their settings. What
+// the device decides comes to the host behind the next step's forward and backward pass.
 #include "model/optimizer.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "kernels/adamw.h"
 #include "kernels/cast.h"
@@ -16,9 +18,9 @@ namespace {
 // Random numbers of rounding, apart from those of initialisation, whose streams are the table's row numbers.
 constexpr uint64_t kRoundingStream = uint64_t{1} << 32;
 
-// What the second moment of a single element that is the whole gradient may be, with room for its bias
-// correction to round up.
-constexpr double kLargestSquare = 0.5 * std::numeric_limits<float>::max();
+// In the order of Verdict.
+constexpr const char* kReasons[] = {"", "non-finite loss", "non-finite gradient", "outlier loss",
+                                    "outlier gradient"};
 
 // A stretch of the arena that one kernel call updates. AdamW stretches reach over the padding between slots:
 // its gradient, moments and master are zero and stay so.
@@ -76,14 +78,13 @@ double z_limit(double configured) {
 
 }  // namespace
 
-double OutlierWindow::z_score(double value) const {
-    if (static_cast<int>(ring_.size()) < kSize) return std::numeric_limits<double>::quiet_NaN();
+Spread OutlierWindow::spread() const {
+    if (static_cast<int>(ring_.size()) < kSize) return {};
     double sum = 0, squares = 0;
     for (double v : ring_) sum += v;
     const double mean = sum / kSize;
     for (double v : ring_) squares += (v - mean) * (v - mean);
-    const double deviation = std::sqrt(squares / kSize);
-    return deviation > 0 ? (value - mean) / deviation : 0;
+    return {.mean = mean, .deviation = std::sqrt(squares / kSize)};
 }
 
 void OutlierWindow::add(double value) {
@@ -115,8 +116,18 @@ struct Optimizer::State {
     Tensor params;
     std::vector<Stretch> stretches;
     Buffer master, moment1, moment2, muon_scratch;
+    // Of the step under way, on the device: its decision, the gradient's squares, the loss of step().
+    Buffer decision, squares, loss;
+    Readback decided;
+    bool queued = false;
     int64_t num_updates = 0, num_skipped = 0, skips_in_a_row = 0;
     OutlierWindow losses, norms;
+
+    State(Device device)
+        : decision(kDecisionBytes, device),
+          squares(dtype_bytes(DType::f64), device),
+          loss(dtype_bytes(DType::f64), device),
+          decided(device, kDecisionBytes) {}
 
     bool params_are_master() const { return params.dtype == DType::f32; }
     Tensor master_arena() const { return params_are_master() ? params : master.tensor(DType::f32); }
@@ -127,41 +138,34 @@ struct Optimizer::State {
         return params_are_master() ? Tensor{} : params.rows(begin, size);
     }
 
-    // Why the step must not be applied, or "". scaled_norm: of the gradient as it would be applied.
-    const char* objection(double loss, double norm, double scaled_norm) const {
-        if (!std::isfinite(loss)) return "non-finite loss";
-        if (!(scaled_norm * scaled_norm <= kLargestSquare)) return "non-finite gradient";
-        if (losses.z_score(loss) > z_limit(config.outlier_z)) return "outlier loss";
-        if (norms.z_score(norm) > z_limit(config.outlier_z)) return "outlier gradient";
-        return "";
-    }
-
-    void update_adamw(const Stretch& s, Tensor grads, double lr, float grad_scale, RandomKey rounding) {
+    void update_adamw(const Stretch& s, Tensor grads, double lr, int64_t t, RandomKey rounding) {
         const int64_t size = s.end - s.begin;
         const AdamWStep step{.lr = static_cast<float>(lr),
                              .beta1 = static_cast<float>(config.beta1),
                              .beta2 = static_cast<float>(config.beta2),
                              .eps = static_cast<float>(config.eps),
                              .weight_decay = s.decay ? static_cast<float>(config.weight_decay) : 0.0f,
-                             .grad_scale = grad_scale,
-                             .step = num_updates,
+                             .grad_scale = 1,
+                             .step = t,
                              .rounding = rounding,
-                             .first_index = s.begin};
+                             .first_index = s.begin,
+                             .decision = decision.tensor()};
         adamw_step(rounded(s.begin, size), master_arena().rows(s.begin, size),
                    moment1_arena().rows(s.begin, size), moment2_arena().rows(s.begin, size),
                    grads.rows(s.begin, size), step);
     }
 
-    void update_muon(const Stretch& s, Tensor grads, double lr, float grad_scale, RandomKey rounding) {
+    void update_muon(const Stretch& s, Tensor grads, double lr, RandomKey rounding) {
         const int64_t rows = s.matrix->rows / s.matrix->muon_blocks, cols = s.matrix->cols;
         for (int64_t block = 0; block < s.matrix->muon_blocks; ++block) {
             const int64_t begin = s.begin + block * rows * cols, size = rows * cols;
             const MuonStep step{.lr = static_cast<float>(lr * config.muon_lr_ratio),
                                 .momentum = static_cast<float>(config.muon_momentum),
                                 .weight_decay = static_cast<float>(config.weight_decay),
-                                .grad_scale = grad_scale,
+                                .grad_scale = 1,
                                 .rounding = rounding,
-                                .first_index = begin};
+                                .first_index = begin,
+                                .decision = decision.tensor()};
             const auto matrix = [&](Tensor arena) { return arena.rows(begin, size).view(rows, cols); };
             muon_step(params_are_master() ? Tensor{} : matrix(params), matrix(master_arena()),
                       matrix(moment1_arena()), matrix(grads), step, math, muon_scratch.tensor());
@@ -170,7 +174,7 @@ struct Optimizer::State {
 };
 
 Optimizer::Optimizer(const ParamTable& table, const OptimizerConfig& config, Tensor params, MatmulMath math)
-    : state_(std::make_unique<State>()) {
+    : state_(std::make_unique<State>(params.device)) {
     const int64_t arena_bytes = table.arena_size() * dtype_bytes(DType::f32);
     state_->table = &table;
     state_->config = config;
@@ -206,33 +210,55 @@ void Optimizer::publish_master() {
     if (!state_->params_are_master()) cast(state_->params, state_->master_arena());
 }
 
-StepResult Optimizer::step(Tensor grads, double lr, double mean_loss) {
+void Optimizer::queue(Tensor grads, double lr, Tensor loss_sum, int64_t num_targets) {
     State& s = *state_;
-    StepResult result;
-    result.grad_norm = std::sqrt(sum_of_squares(grads));
-    // torch.nn.utils.clip_grad_norm_'s formula, its 1e-6 included.
-    const double clip = s.config.grad_clip;
-    const double grad_scale = clip > 0 ? std::min(1.0, clip / (result.grad_norm + 1e-6)) : 1.0;
-    result.reason = s.objection(mean_loss, result.grad_norm, result.grad_norm * grad_scale);
-    s.losses.add(mean_loss);
-    s.norms.add(result.grad_norm);
-    if (*result.reason) {
-        ++s.num_skipped;
-        ++s.skips_in_a_row;
-        return result;
-    }
-    s.skips_in_a_row = 0;
-    ++s.num_updates;
-    const RandomKey rounding{s.config.seed, kRoundingStream + static_cast<uint64_t>(s.num_updates)};
+    CHECK(!s.queued, "the update before has not been taken");
+    sum_of_squares_into(s.squares.tensor(DType::f64), grads);
+    guard_step(s.decision.tensor(), loss_sum, s.squares.tensor(DType::f64),
+               {.num_targets = static_cast<double>(num_targets),
+                .clip = s.config.grad_clip,
+                .outlier_z = z_limit(s.config.outlier_z),
+                .losses = s.losses.spread(),
+                .norms = s.norms.spread()});
+    s.decided.start(s.decision.tensor());
+    const int64_t t = s.num_updates + 1;  // if it is applied; else the device does not look at it
+    const RandomKey rounding{s.config.seed, kRoundingStream + static_cast<uint64_t>(t)};
     for (const Stretch& stretch : s.stretches) {
         if (stretch.matrix) {
-            s.update_muon(stretch, grads, lr, static_cast<float>(grad_scale), rounding);
+            s.update_muon(stretch, grads, lr, rounding);
         } else {
-            s.update_adamw(stretch, grads, lr, static_cast<float>(grad_scale), rounding);
+            s.update_adamw(stretch, grads, lr, t, rounding);
         }
     }
-    result.applied = true;
-    return result;
+    s.queued = true;
+}
+
+bool Optimizer::queued() const { return state_->queued; }
+bool Optimizer::arrived() { return state_->decided.arrived(); }
+
+StepResult Optimizer::take() {
+    State& s = *state_;
+    CHECK(s.queued, "no update has been queued");
+    s.queued = false;
+    const Tensor arrived = s.decided.wait();
+    const StepDecision decision = *decision_data(arrived);
+    s.losses.add(decision.loss);
+    s.norms.add(decision.grad_norm);
+    const bool applied = decision.verdict == Verdict::apply;
+    s.num_updates += applied;
+    s.num_skipped += !applied;
+    s.skips_in_a_row = applied ? 0 : s.skips_in_a_row + 1;
+    return {.loss = decision.loss,
+            .grad_norm = decision.grad_norm,
+            .applied = applied,
+            .reason = kReasons[static_cast<int>(decision.verdict)]};
+}
+
+StepResult Optimizer::step(Tensor grads, double lr, double mean_loss) {
+    const Tensor loss = state_->loss.tensor(DType::f64);
+    copy_tensor(loss, tensor_of(&mean_loss, 1));
+    queue(grads, lr, loss, 1);
+    return take();
 }
 
 int64_t Optimizer::num_updates() const { return state_->num_updates; }

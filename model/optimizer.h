@@ -9,6 +9,7 @@
 
 #include "core/tensor.h"
 #include "kernels/matmul.h"
+#include "kernels/step_guard.h"
 #include "model/memory_plan.h"
 #include "model/params.h"
 
@@ -28,7 +29,7 @@ struct OptimizerConfig {
 class OutlierWindow {
 public:
     static constexpr int kSize = 128;
-    double z_score(double value) const;  // NaN until full
+    Spread spread() const;               // 0, 0 until full
     void add(double value);              // a non-finite value changes nothing
     std::vector<double> values() const;  // oldest first: state for the checkpoint
     void restore(const std::vector<double>& values);
@@ -39,7 +40,7 @@ private:
 };
 
 struct StepResult {
-    double grad_norm = 0;  // before clipping
+    double loss = 0, grad_norm = 0;  // the norm before clipping
     bool applied = false;
     const char* reason =
         "";  // why not: "non-finite loss", "non-finite gradient", "outlier loss", "outlier gradient"
@@ -59,11 +60,17 @@ public:
     Tensor moment2() const;  // v
     void publish_master();  // params = round(master), after init or load (to nearest: no step has been taken)
 
-    // One update from grads (f32 arena, already averaged over all tokens). `mean_loss` only feeds the guard.
-    // A gradient is non-finite when its square, after clipping, is beyond f32: AdamW's second moment holds
-    // it.
-    StepResult step(Tensor grads, double lr, double mean_loss);
+    // Queues one update from grads (f32 arena, already averaged over all tokens), and waits for nothing: the
+    // device itself decides, by the step's own norm and loss, whether it is applied (kernels/step_guard.h).
+    // loss_sum: f64 [1] beside the grads, of num_targets losses. The update before must have been taken.
+    void queue(Tensor grads, double lr, Tensor loss_sum, int64_t num_targets);
+    bool queued() const;  // and not taken yet
+    bool arrived();       // whether take() would not wait
+    // What became of the queued update: waits for its numbers, not for itself. Counts and windows follow.
+    StepResult take();
+    StepResult step(Tensor grads, double lr, double mean_loss);  // queue() and take()
 
+    // Of the updates taken so far.
     int64_t num_updates() const;  // t of the bias correction: applied steps
     void set_num_updates(int64_t t);
     int64_t num_skipped() const;

@@ -293,6 +293,7 @@ void Transformer::forward_backward(const Batch& batch, float dloss_scale, bool a
     }
 }
 
+Tensor Transformer::summed_loss() const { return state_->total_loss.tensor(DType::f64); }
 double Transformer::total_loss() const { return state_->read_loss_sum(); }
 
 double Transformer::forward_loss(const Batch& batch, Tensor losses) {

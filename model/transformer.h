@@ -52,7 +52,9 @@ public:
     // Forward and backward. Gradients of sum(losses) * dloss_scale are set (accumulate = false) or added. On
     // a device this only queues the work; from the second call of its kind on it is one graph.
     void forward_backward(const Batch& batch, float dloss_scale, bool accumulate);
-    // The sum, in f64, of the losses over counted targets since the last call that did not accumulate: waits.
+    // The sum of the losses over counted targets since the last call that did not accumulate: f64 [1], on
+    // shape.device; and on the host, for which it waits.
+    Tensor summed_loss() const;
     double total_loss() const;
     // Forward only; losses (may be absent, on the host) [N] f32 receives each token's loss, 0 where the
     // target is -1. Returns their sum.

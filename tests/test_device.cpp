@@ -68,6 +68,57 @@ TEST(Device, CopiesRefuseWhatDoesNotFit) {
     EXPECT_THROW(copy_tensor(device.tensor(DType::f32), device.tensor(DType::i32)), InternalError);
 }
 
+// What a readback gives is of the moment of its start, and only the waits for it are waits.
+TEST(Device, AReadbackArrivesWhileTheHostGoesOn) {
+    for (Device device : gpus()) {
+        SCOPED_TRACE(device_name(device));
+        std::vector<int32_t> ids(1000);
+        std::iota(ids.begin(), ids.end(), 5);
+        const Buffer memory(4000, device);
+        Readback readback(device, 4000);
+        EXPECT_TRUE(readback.arrived()) << "nothing is under way";
+        for (int round = 0; round < 3; ++round) {
+            const int64_t waits = num_device_waits();
+            copy_tensor(memory.tensor(DType::i32), host_ids(ids));
+            readback.start(memory.tensor(DType::i32));
+            zero_tensor(memory.tensor(DType::i32));
+            EXPECT_EQ(num_device_waits(), waits) << "all of this is queued";
+            const Tensor arrived = readback.wait();
+            EXPECT_LE(num_device_waits(), waits + 1);
+            EXPECT_TRUE(readback.arrived());
+            EXPECT_TRUE(std::equal(ids.begin(), ids.end(), arrived.as<int32_t>()));
+            readback.wait();
+            EXPECT_LE(num_device_waits(), waits + 1) << "what is there is not waited for";
+            ids[0] += 1;
+        }
+        readback.start(memory.tensor(DType::i32).rows(0, 10));
+        Readback moved = std::move(readback);
+        EXPECT_EQ(moved.wait().size(), 10);
+        EXPECT_THROW(moved.start(Buffer(4004, device).tensor()), InternalError);
+    }
+    std::vector<int32_t> ids = {1, 2, 3};
+    Readback on_cpu(Device::cpu, 12);
+    on_cpu.start(host_ids(ids));
+    ids[1] = 7;
+    EXPECT_TRUE(on_cpu.arrived());
+    EXPECT_EQ(on_cpu.wait().as<int32_t>()[1], 2);
+}
+
+TEST(Device, WaitsAreCounted) {
+    for (Device device : gpus()) {
+        const Buffer memory(4000, device);
+        DeviceEvent event(device);
+        const int64_t before = num_device_waits();
+        EXPECT_TRUE(event.passed());
+        event.wait();
+        EXPECT_EQ(num_device_waits(), before) << "it was never recorded";
+        ids_of(memory.tensor(DType::i32));
+        EXPECT_EQ(num_device_waits(), before + 1);
+        device_synchronize(device);
+        EXPECT_EQ(num_device_waits(), before + 2);
+    }
+}
+
 TEST(Device, ATimerMeasuresWhatLiesBetween) {
     std::vector<Device> devices = gpus();
     devices.push_back(Device::cpu);

@@ -1,5 +1,6 @@
 // Whole training steps on a device: the CUDA path in the emulator, and on a GPU where there is one, beside
 // the CPU.
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 
@@ -38,6 +39,25 @@ struct Training {
         : config(c), model(c, shape), optimizer(model.table(), optimizing, model.params(), shape.math) {
         init_params(model.table(), optimizer.master(), 1);
         optimizer.publish_master();
+    }
+    // As the trainer does: a step's numbers are taken when the next one's gradients have been queued. One
+    // micro-batch a step; `spoilt` steps have a scale of losses that makes their gradients infinite.
+    std::vector<StepResult> train_pipelined(int64_t begin, int64_t end, const std::vector<int64_t>& spoilt,
+                                            int64_t* waits = nullptr) {
+        std::vector<StepResult> results;
+        for (int64_t step = begin; step < end; ++step) {
+            const int64_t before = num_device_waits();
+            const Batch batch = batch_of(config, static_cast<uint64_t>(step));
+            const bool spoil = std::find(spoilt.begin(), spoilt.end(), step) != spoilt.end();
+            model.forward_backward(batch, spoil ? 1e38f : 1 / static_cast<float>(batch.num_targets()), false);
+            const int64_t forwards = num_device_waits() - before;
+            if (optimizer.queued()) results.push_back(optimizer.take());
+            const int64_t took = num_device_waits();
+            optimizer.queue(model.grads(), 3e-3, model.summed_loss(), batch.num_targets());
+            if (waits != nullptr) *waits += forwards + num_device_waits() - took;
+        }
+        results.push_back(optimizer.take());
+        return results;
     }
     // Steps [begin, end), every other one of two micro-batches; their losses.
     Values train(int64_t begin, int64_t end) {
@@ -97,6 +117,62 @@ TEST(GpuTraining, MuonToo) {
         const Values expected = on_cpu.train(0, 5), actual = on_gpu.train(0, 5);
         for (size_t step = 0; step < expected.size(); ++step)
             EXPECT_NEAR(actual[step], expected[step], 1e-2 * expected[step]) << "step " << step;
+    }
+}
+
+// From the first step's end on, nothing but the numbers of the step before is waited for; and what is
+// computed is what a host that waits for everything computes.
+TEST(GpuTraining, AStepIsQueuedWithoutWaiting) {
+    for (Device device : gpus()) {
+        for (const OptimizerConfig& optimizing : {OptimizerConfig{}, OptimizerConfig{.muon = true}}) {
+            SCOPED_TRACE(cat({device_name(device), optimizing.muon ? " Muon" : " AdamW"}));
+            const ModelConfig config = config_preset("tiny-llama");
+            const RunShape shape = shape_on(device, DType::bf16);
+            Training queued(config, shape, optimizing), waiting(config, shape, optimizing);
+            int64_t waits = 0;
+            std::vector<StepResult> results = queued.train_pipelined(0, 3, {});
+            for (const StepResult& result : queued.train_pipelined(3, 8, {}, &waits))
+                results.push_back(result);
+            EXPECT_EQ(waits, 0);
+            for (int64_t step = 0; step < 8; ++step) {
+                const Batch batch = batch_of(config, static_cast<uint64_t>(step));
+                const double targets = static_cast<double>(batch.num_targets());
+                waiting.model.forward_backward(batch, 1 / static_cast<float>(targets), false);
+                device_synchronize(device);
+                const StepResult expected =
+                    waiting.optimizer.step(waiting.model.grads(), 3e-3, waiting.model.total_loss() / targets);
+                EXPECT_EQ(results[static_cast<size_t>(step)].loss, expected.loss) << step;
+                EXPECT_EQ(results[static_cast<size_t>(step)].grad_norm, expected.grad_norm) << step;
+            }
+            EXPECT_EQ(queued.hash(), waiting.hash());
+        }
+    }
+}
+
+// The device refuses by itself, and the updates after a refused one have the numbers that they would have had
+// without it: bias correction and rounding count applied updates.
+TEST(GpuTraining, RefusedStepsChangeNothing) {
+    for (Device device : gpus()) {
+        for (const OptimizerConfig& optimizing : {OptimizerConfig{}, OptimizerConfig{.muon = true}}) {
+            SCOPED_TRACE(cat({device_name(device), optimizing.muon ? " Muon" : " AdamW"}));
+            const ModelConfig config = config_preset("tiny-llama");
+            const RunShape shape = shape_on(device, DType::bf16);
+            Training spoilt(config, shape, optimizing), sound(config, shape, optimizing);
+            const std::vector<StepResult> results = spoilt.train_pipelined(0, 5, {3, 4});
+            sound.train_pipelined(0, 3, {});
+            EXPECT_EQ(spoilt.hash(), sound.hash());
+            for (size_t step = 0; step < 5; ++step) {
+                EXPECT_EQ(results[step].applied, step < 3) << step;
+                EXPECT_STREQ(results[step].reason, step < 3 ? "" : "non-finite gradient");
+            }
+            EXPECT_EQ(spoilt.optimizer.num_updates(), 3);
+            EXPECT_EQ(spoilt.optimizer.num_skipped(), 2);
+            EXPECT_EQ(spoilt.optimizer.skips_in_a_row(), 2);
+            spoilt.train_pipelined(5, 7, {});
+            sound.train_pipelined(5, 7, {});
+            EXPECT_EQ(spoilt.hash(), sound.hash());
+            EXPECT_EQ(spoilt.optimizer.skips_in_a_row(), 0);
+        }
     }
 }
 

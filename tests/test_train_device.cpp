@@ -13,6 +13,62 @@ protected:
 
 }  // namespace
 
+// The log of a run whose steps are written while the next one is under way: every step once, in order, the
+// refused ones counted, and all of them before the evaluation and the end that follow.
+TEST_F(TrainDevice, StepsAreLoggedInOrderAndRefusedOnesCounted) {
+    const std::string out = fresh(), val = path("shards/val_*.bin");
+    const Outcome run = train(out, {"--device", "simt", "--lr", "1000", "--weight-decay", "1000",
+                                    "--schedule", "constant", "--steps", "12", "--val-data", val,
+                                    "--eval-every", "5", "--eval-batches", "1", "--checkpoint-every", "4"});
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    int64_t last = 0, num_skipped = 0, evaluations = 0;
+    for (const auto& line : log_lines(out, "")) {
+        if (line["kind"] == "eval") {
+            EXPECT_EQ(line["step"], last) << "not before its step's own line";
+            ++evaluations;
+        }
+        if (line["kind"] != "step") continue;
+        EXPECT_EQ(line["step"], ++last);
+        EXPECT_GT(line["ms"], 0);
+        if (line.contains("skipped")) {
+            EXPECT_EQ(line["num_skipped"], ++num_skipped);
+        }
+    }
+    EXPECT_EQ(last, 12);
+    EXPECT_EQ(evaluations, 3);
+    EXPECT_GT(num_skipped, 0) << "the case must refuse steps";
+    EXPECT_LT(num_skipped, 12);
+    EXPECT_EQ(log_lines(out, "end").back()["num_skipped"], num_skipped);
+}
+
+TEST_F(TrainDevice, ADeadRunOnADeviceSavesNothingMore) {
+    const std::string out = fresh();
+    const Outcome run = train(out, {"--device", "simt", "--lr", "1000", "--weight-decay", "1000",
+                                    "--schedule", "constant", "--seq-len", "4", "--micro-batch", "1",
+                                    "--steps", "300", "--checkpoint-every", "1", "--keep", "1"});
+    EXPECT_EQ(run.exit_code, 1) << run.err;
+    EXPECT_NE(run.error_line().find("100 steps were all skipped"), std::string::npos) << run.err;
+    int64_t last_applied = 0;
+    const auto steps = log_lines(out, "step");
+    for (const auto& step : steps)
+        if (!step.contains("skipped")) last_applied = step["step"];
+    EXPECT_EQ(static_cast<int64_t>(steps.size()), last_applied + 100);
+    EXPECT_TRUE(path_exists(out + "/step_" + std::to_string(100000000 + last_applied).substr(1)));
+}
+
+TEST_F(TrainDevice, ASignalWritesTheStepUnderWay) {
+    const std::vector<std::string> changes = {"--device",  "simt", "--steps",       "60",
+                                              "--seq-len", "8",    "--micro-batch", "1"};
+    const std::string whole = hash_of(fresh(), changes), out = fresh();
+    const Outcome stopped =
+        train(out, changes, {.signal = SIGTERM, .signal_when = log_contains(out, "\"step\":7,")});
+    ASSERT_EQ(stopped.exit_code, 128 + SIGTERM) << stopped.err;
+    const int64_t last = log_lines(out, "step").back()["step"];
+    EXPECT_NE(stopped.err.find("at step " + std::to_string(last)), std::string::npos) << stopped.err;
+    EXPECT_EQ(hash_of(out, changes), whole);
+    EXPECT_EQ(log_lines(out, "step").size(), 60u);
+}
+
 TEST_F(TrainDevice, TheEmulatedGpuTrainsResumesAndIsReadByTheCpu) {
     const std::vector<std::string> four = {"--steps", "4", "--warmup", "0", "--dtype", "bf16"};
     const auto with = [&](std::vector<std::string> more) {
