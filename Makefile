@@ -70,6 +70,8 @@ $(BUILD)/simt/%.o: %.cpp
 $(BUILD)/cuda/%.o: %.cu
 	@mkdir -p $(@D)
 	$(COMPILE_CUDA) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+# Later GPUs cannot get FP8 instructions from compute_80's PTX.
+$(BUILD)/cuda/kernels/matmul_fp8.o $(BUILD)/cuda/tests/gpu_wrappers_fp8.o: COMPILE_CUDA += -gencode arch=compute_89,code=[sm_89,compute_89]
 gpu_objects = $(1:%.cu=$(BUILD)/simt/%.o) $(if $(NVCC),$(1:%.cu=$(BUILD)/cuda/%.o))
 GPU_OBJECTS := $(call gpu_objects,$(CUDA_SOURCES)) $(patsubst %.cpp,$(BUILD)/simt/%.o,$(wildcard kernels/simt/*.cpp))
 $(BUILD)/libgpu.a: $(GPU_OBJECTS)

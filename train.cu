@@ -73,7 +73,9 @@ void declare(Flags& f, Options& o) {
     f.add("grad-clip", o.grad_clip, "largest global gradient norm; 0: off");
     f.add("outlier-z", o.outlier_z,
           "skip a step whose loss or gradient norm lies this many deviations above; 0: off");
-    f.add_choice("dtype", o.dtype, {"fp32", "bf16", "mixed"}, "mixed: fp32 tensors, bf16 matrix arithmetic");
+    f.add_choice("dtype", o.dtype, {"fp32", "mixed", "bf16", "fp8"},
+                 "mixed: fp32 tensors, bf16 products; fp8: bf16, but FP8 products within blocks (GPUs from "
+                 "8.9 on; slow on CPUs)");
     f.add_choice("recompute", o.recompute, {"none", "mlp", "block"}, "what the backward pass computes again");
     f.add_choice("device", o.device, {"auto", "cpu", "cuda", "simt"},
                  "where to run; simt: CUDA kernels, emulated");
@@ -197,8 +199,9 @@ int body(int argc, char** argv) {
     // ---- memory: planned, printed, refused or allocated ----
     const RunShape shape{.num_rows = o.micro_batch,
                          .seq_len = o.seq_len,
-                         .dtype = o.dtype == "bf16" ? DType::bf16 : DType::f32,
+                         .dtype = o.dtype == "bf16" || o.dtype == "fp8" ? DType::bf16 : DType::f32,
                          .math = o.dtype == "fp32" ? MatmulMath::f32 : MatmulMath::bf16,
+                         .fp8 = o.dtype == "fp8",
                          .recompute = o.recompute == "block" ? Recompute::block
                                       : o.recompute == "mlp" ? Recompute::mlp
                                                              : Recompute::none,

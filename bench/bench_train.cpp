@@ -53,6 +53,7 @@ bool run_on_cpu(const Options& options, const std::string& model_name, const Bat
     RunShape shape{.num_rows = rows, .seq_len = seq_len};
     shape.dtype = precision.dtype;
     shape.math = precision.math;
+    shape.fp8 = precision.fp8;
     const std::string recompute = options.recompute == "auto" ? "none" : options.recompute;
     shape.recompute = recompute_level(recompute);
     const OptimizerConfig optimizer_config{.muon = options.optimizer == "muon"};
@@ -164,7 +165,8 @@ int body(int argc, char** argv) {
         "  make bench B=train\n  make bench B=train ARGS='--shapes 4x256 --dtypes bf16 --isa avx2'\n"
         "  make bench B=train ARGS='--device cuda --models gpt2-124m,gpt2-1558m,llama-1b --dtypes bf16'");
     flags.add("models", o.models, "presets, comma-separated");
-    flags.add("dtypes", o.dtypes, "fp32, bf16 or mixed, comma-separated");
+    flags.add("dtypes", o.dtypes,
+              "fp32, bf16, mixed or fp8, comma-separated; shares of fp8 are of the bf16 peak");
     flags.add_choice("device", o.device, {"cpu", "cuda", "simt"}, "simt: the emulator, which has no speed");
     flags.add_choice("optimizer", o.optimizer, {"adamw", "muon"}, "optimizer");
     flags.add_choice("recompute", o.recompute, {"auto", "none", "mlp", "block"},
@@ -183,7 +185,7 @@ int body(int argc, char** argv) {
     flags.add("json", o.json, "GPU: also writes a line of JSON per configuration");
     flags.parse(argc, argv);
     // What can be wrong is found before the first measurement, and here, not in a child.
-    const std::vector<Precision> precisions = parse_precisions(o.dtypes, "--dtypes");
+    const std::vector<Precision> precisions = parse_precisions(o.dtypes, "--dtypes", true);
     const std::vector<BatchShape> shapes = parse_shapes(o.shapes, "--shapes");
     const std::vector<std::string> models = split_list(o.models, "--models");
     set_isa(isa_from_name(o.isa.c_str()));

@@ -73,6 +73,7 @@ RunShape gpu_train_shape(const GpuTrainChoice& choice, int64_t available_bytes) 
                    .seq_len = choice.seq_len,
                    .dtype = choice.precision.dtype,
                    .math = choice.precision.math,
+                   .fp8 = choice.precision.fp8,
                    .device = choice.device};
     const int64_t rows_per_step = choice.batch_tokens / choice.seq_len;
     for (const char* level : {"none", "mlp", "block"}) {

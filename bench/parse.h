@@ -70,19 +70,24 @@ struct Precision {
     std::string name;
     DType dtype;  // of weights and activations
     MatmulMath math;
+    bool fp8 = false;  // of blocks' products in training
 };
-inline std::vector<Precision> parse_precisions(const std::string& text, const std::string& flag) {
+// with_fp8: for whole training steps.
+inline std::vector<Precision> parse_precisions(const std::string& text, const std::string& flag,
+                                               bool with_fp8 = false) {
     const Precision known[] = {{"fp32", DType::f32, MatmulMath::f32},
                                {"bf16", DType::bf16, MatmulMath::bf16},
-                               {"mixed", DType::f32, MatmulMath::bf16}};
+                               {"mixed", DType::f32, MatmulMath::bf16},
+                               {"fp8", DType::bf16, MatmulMath::bf16, true}};
     std::vector<Precision> precisions;
     for (const std::string& part : split_list(text, flag)) {
-        const auto found = std::find_if(std::begin(known), std::end(known),
-                                        [&](const Precision& p) { return p.name == part; });
+        const auto found = std::find_if(std::begin(known), std::end(known), [&](const Precision& p) {
+            return p.name == part && (with_fp8 || !p.fp8);
+        });
         if (found == std::end(known))
             fail_input({.what = "bad value",
                         .where = flag,
-                        .expected = "fp32, bf16 or mixed",
+                        .expected = with_fp8 ? "fp32, bf16, mixed or fp8" : "fp32, bf16 or mixed",
                         .actual = "`" + part + "`",
                         .hint = flag + " fp32,bf16"});
         precisions.push_back(*found);

@@ -20,6 +20,8 @@ const char* dtype_name(DType dtype) {
         case DType::i32: return "i32";
         case DType::u8: return "u8";
         case DType::f64: return "f64";
+        case DType::e4m3: return "f8_e4m3";
+        case DType::e5m2: return "f8_e5m2";
     }
     fail_check(__FILE__, __LINE__, "known dtype", cat({"dtype=", static_cast<int>(dtype)}));
 }

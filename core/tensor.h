@@ -7,13 +7,15 @@
 #include <type_traits>
 
 #include "core/bf16.h"
+#include "core/fp8.h"
 
-enum class DType : uint8_t { f32, bf16, i32, u8, f64 };
+enum class DType : uint8_t { f32, bf16, i32, u8, f64, e4m3, e5m2 };
 // cuda: an NVIDIA GPU.   simt: the emulator of one, which runs the same kernels on the CPU (kernels/simt/).
 enum class Device : uint8_t { cpu, cuda, simt };
 
+constexpr bool is_fp8(DType dtype) { return dtype == DType::e4m3 || dtype == DType::e5m2; }
 constexpr int64_t dtype_bytes(DType dtype) {
-    return dtype == DType::u8 ? 1 : dtype == DType::bf16 ? 2 : dtype == DType::f64 ? 8 : 4;
+    return dtype == DType::u8 || is_fp8(dtype) ? 1 : dtype == DType::bf16 ? 2 : dtype == DType::f64 ? 8 : 4;
 }
 const char* dtype_name(DType dtype);
 
@@ -38,6 +40,14 @@ constexpr DType dtype_of<uint8_t>() {
 template <>
 constexpr DType dtype_of<double>() {
     return DType::f64;
+}
+template <>
+constexpr DType dtype_of<e4m3>() {
+    return DType::e4m3;
+}
+template <>
+constexpr DType dtype_of<e5m2>() {
+    return DType::e5m2;
 }
 
 struct Tensor {

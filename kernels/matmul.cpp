@@ -42,7 +42,13 @@ void check_matmul_backward_weight(Tensor dweight, Tensor dbias, Tensor dout, Ten
     check.tensor("dweight", dweight, DType::f32, {-1, -1});
     check.floats("dout", dout, {-1, dweight.dims[0]});
     check.floats("inp", inp, {dout.dims[0], dweight.dims[1]});
-    if (!dbias.absent()) check.tensor("dbias", dbias, DType::f32, {dweight.dims[0]});
+    if (!dbias.absent()) check_matmul_backward_bias(dbias, dout);
+}
+
+void check_matmul_backward_bias(Tensor dbias, Tensor dout) {
+    const ArgumentCheck check{"matmul_backward_bias", dbias.device};
+    check.floats("dout", dout, {-1, -1});
+    check.tensor("dbias", dbias, DType::f32, {dout.dims[1]});
 }
 
 void check_matmul_general(Tensor c, Tensor a, Tensor b, bool b_transposed, float beta, Tensor d) {
@@ -361,7 +367,11 @@ void matmul_backward_weight(Tensor dweight, Tensor dbias, Tensor dout, Tensor in
     Output output{.out = dweight, .read_much_later = true};
     if (accumulate) output.addend = dweight;
     multiply(by_column(dout), by_column(inp), output, dout.dims[0], math);
-    if (dbias.absent()) return;
+    if (!dbias.absent()) matmul_backward_bias(dbias, dout, accumulate, {});
+}
+
+void matmul_backward_bias(Tensor dbias, Tensor dout, bool accumulate, Stream) {
+    check_matmul_backward_bias(dbias, dout);
     if (dout.dtype == DType::f32) {
         column_sums(dbias.as<float>(), dout.as<float>(), dout.dims[0], dout.dims[1], accumulate);
     } else {
@@ -391,6 +401,8 @@ DEVICE_ENTRY(dweight.device, void, matmul_backward_weight,
              (Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, bool accumulate, MatmulMath math,
               Stream stream),
              (dweight, dbias, dout, inp, accumulate, math, stream))
+DEVICE_ENTRY(dbias.device, void, matmul_backward_bias,
+             (Tensor dbias, Tensor dout, bool accumulate, Stream stream), (dbias, dout, accumulate, stream))
 DEVICE_ENTRY(c.device, void, matmul_general,
              (Tensor c, Tensor a, Tensor b, bool b_transposed, float alpha, float beta, Tensor d,
               MatmulMath math, Stream stream),

@@ -38,6 +38,10 @@ void matmul_backward_input(Tensor dinp, Tensor dout, Tensor weight, bool accumul
 void matmul_backward_weight(Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, bool accumulate,
                             MatmulMath math = MatmulMath::f32, Stream stream = {});
 
+//   dbias   out  [OC] f32, set, or added to when accumulate: sum_n dout[n,o].       dout in [N,OC] f32|bf16
+// Alone, for where the weight's gradient is another op's (kernels/matmul_fp8.h).
+void matmul_backward_bias(Tensor dbias, Tensor dout, bool accumulate, Stream stream = {});
+
 //   Plain product for Muon: c[m,n] = alpha * sum_k a[m,k] * b[n,k] (b_transposed) or b[k,n], + beta * d[m,n].
 //   d may alias c.
 void matmul_general(Tensor c, Tensor a, Tensor b, bool b_transposed, float alpha, float beta, Tensor d,
@@ -47,4 +51,5 @@ void matmul_general(Tensor c, Tensor a, Tensor b, bool b_transposed, float alpha
 void check_matmul_forward(Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue& epilogue);
 void check_matmul_backward_input(Tensor dinp, Tensor dout, Tensor weight, Tensor gelu_pre);
 void check_matmul_backward_weight(Tensor dweight, Tensor dbias, Tensor dout, Tensor inp);
+void check_matmul_backward_bias(Tensor dbias, Tensor dout);
 void check_matmul_general(Tensor c, Tensor a, Tensor b, bool b_transposed, float beta, Tensor d);

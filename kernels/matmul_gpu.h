@@ -38,6 +38,8 @@ struct Output {
     Matrix out;
     Matrix bias = {}, pre_activation = {}, gelu_pre = {}, addend = {};  // bias: stride 0
     float scale = 1, addend_scale = 1;
+    // Factors of scale that lie on the device (inverse scales of FP8 operands); both or neither.
+    const float *scale_a = nullptr, *scale_b = nullptr;
     int rows = 0, columns = 0;
     bool packed = false;  // all of the matrices are, for the kernel
 };
@@ -48,6 +50,9 @@ struct Product {
     int inner = 0;
     bool bf16_math = false;  // products of bf16 numbers on tensor cores; otherwise f32 FMAs
     bool may_split = false;  // the inner dimension, where the result is small
+
+    // Both operands are by rows then, and their lines end at multiples of 16 numbers.
+    bool of_fp8() const { return is_fp8(a.lines.dtype); }
 };
 
 // A whole tensor; absent gives null.
@@ -70,6 +75,7 @@ void multiply_own(const Product& product, const MatmulPlan& plan, Stream stream)
 // With several splits `output` must be a plain f32 matrix with room for splits * rows.
 void multiply_bf16(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
 void multiply_f32(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
+void multiply_fp8(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
 // Hopper's own instructions, for operands that TMA can copy: bf16, aligned to 16 bytes, lines too.
 bool can_multiply_hopper(const Product& product);
 void multiply_hopper(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);

@@ -56,6 +56,8 @@ __device__ void store_sums(const Output& output, const int (&row)[kCount], int c
         load_chunks(chunks, m, output.packed, at, count);
     };
     const bool to_f32 = output.out.dtype == DType::f32;
+    float scale = output.scale;
+    if (output.scale_a != nullptr) scale *= *output.scale_a * *output.scale_b;
     Chunk bias[1] = {}, gelu_pre[kCount] = {}, addend[kCount] = {};
     if (output.bias.data != nullptr) load_chunks(bias, output.bias, output.packed, {column}, {width});
     load(gelu_pre, output.gelu_pre);
@@ -65,7 +67,7 @@ __device__ void store_sums(const Output& output, const int (&row)[kCount], int c
         if (count[i] <= 0) continue;
         float(&x)[kChunk] = sums[i];
         UNROLL
-        for (int k = 0; k < kChunk; ++k) x[k] *= output.scale;
+        for (int k = 0; k < kChunk; ++k) x[k] *= scale;
         if (output.bias.data != nullptr) {
             UNROLL
             for (int k = 0; k < kChunk; ++k) x[k] += bias[0].value(k, output.bias.dtype);

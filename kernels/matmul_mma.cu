@@ -3,208 +3,23 @@
 // sums need 8 ldmatrix for 32 mma. Not measured yet on a GPU.
 // Every sum takes the inner indices from first to last, 16 in each mma, whatever the tile: equal bits
 // wherever a row lies.
-#include "kernels/gpu.h"
-#include "kernels/matmul_gpu.h"
-#include "kernels/matmul_gpu_load.h"
-#include "kernels/matmul_gpu_store.h"
-#include "kernels/mma.h"
+#include "kernels/matmul_mma.h"
 
 namespace GPU_NAMESPACE {
 namespace {
 
-// kInner: inner indices in shared memory at a time. 32 of them keep four stages of two blocks within the
-// shared memory of every GPU of compute capability 8.0 and 9.0.
-constexpr int kInner = 32, kFragment = 16;
-
-// What a block computes and how its warps share it.
-template <int kRows_, int kColumns_, int kWarpRows_, int kWarpColumns_, int kStages_, int kBlocks_>
-struct Tile {
-    static constexpr int kRows = kRows_, kColumns = kColumns_;
-    static constexpr int kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_;
-    static constexpr int kWarpsAcross = kColumns / kWarpColumns;
-    static constexpr int kThreads = kRows / kWarpRows * kWarpsAcross * kWarp;
-    static constexpr int kStages = kStages_, kBlocks = kBlocks_;  // blocks on a multiprocessor
-    static constexpr int kStageElements = (kRows + kColumns) * kInner;
-    static constexpr int kStageBytes = kStages * kStageElements * 2, kSumBytes = kRows * kColumns * 4;
-    static constexpr int kSharedBytes = kStageBytes > kSumBytes ? kStageBytes : kSumBytes;
+struct MmaBf16 {
+    __device__ static void add_product(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+        mma_bf16(c, a, b);
+    }
 };
-// Copied: 128 of a thread's 255 registers are sums. Staged tiles pass through registers too, so there twice
-// the threads share the sums.
-using CopiedLarge = Tile<128, 128, 64, 64, 4, 2>;
-using CopiedSmall = Tile<64, 64, 32, 32, 4, 4>;
-using StagedLarge = Tile<128, 128, 64, 32, 2, 1>;
-using StagedSmall = Tile<64, 64, 32, 32, 2, 4>;
-
-// A warp's sums, as fragments of C (kernels/mma.h).
-template <class Tile>
-struct WarpSums {
-    static constexpr int kDown = Tile::kWarpRows / kFragment, kAcross = Tile::kWarpColumns / 8;
-    float c[kDown][kAcross][4];
-};
-
-// sums += a b over the kInner inner indices of one stage.
-template <class Tile, class SharedA, class SharedB>
-__device__ void multiply_stage(WarpSums<Tile>& sums, const bf16* a, const bf16* b, int warp_row,
-                               int warp_column) {
-    constexpr int kDown = WarpSums<Tile>::kDown, kAcross = WarpSums<Tile>::kAcross;
-    UNROLL
-    for (int inner = 0; inner < kInner; inner += kFragment) {
-        uint32_t rows[kDown][4], columns[kAcross / 2][4];
-        UNROLL
-        for (int m = 0; m < kDown; ++m) SharedA::load_fragment(rows[m], a, warp_row + m * kFragment, inner);
-        UNROLL
-        for (int n = 0; n < kAcross / 2; ++n) {
-            SharedB::load_fragment(columns[n], b, warp_column + n * kFragment, inner);
-        }
-        UNROLL
-        for (int m = 0; m < kDown; ++m) {
-            UNROLL
-            for (int n = 0; n < kAcross; ++n) {
-                const uint32_t pair[2] = {columns[n / 2][n % 2], columns[n / 2][n % 2 + 2]};
-                mma_bf16(sums.c[m][n], rows[m], pair);
-            }
-        }
-    }
-}
-
-// Fragments hold two neighbours of a row, memory wants many: each warp passes its sums through a part of
-// shared memory of its own. Chunks are permuted by row, so that the lanes' pairs fall into different banks.
-template <class Tile>
-__device__ void store_warp(const Output& output, const WarpSums<Tile>& sums, float* shared, int row,
-                           int column) {
-    constexpr int kColumns = Tile::kWarpColumns, kChunks = kColumns / kChunk;
-    const int lane = static_cast<int>(threadIdx.x) % kWarp, group = lane / 4, pair = lane % 4;
-    UNROLL
-    for (int m = 0; m < WarpSums<Tile>::kDown; ++m) {
-        UNROLL
-        for (int n = 0; n < WarpSums<Tile>::kAcross; ++n) {
-            float* const at =
-                shared + (m * kFragment + group) * kColumns + (n ^ (group % 4)) * kChunk + 2 * pair;
-            *reinterpret_cast<float2*>(at) = make_float2(sums.c[m][n][0], sums.c[m][n][1]);
-            *reinterpret_cast<float2*>(at + 8 * kColumns) = make_float2(sums.c[m][n][2], sums.c[m][n][3]);
-        }
-    }
-    __syncwarp();
-    // Several rows at a time, so that what they are added to arrives together.
-    constexpr int kRowStep = kWarp / kChunks, kBatch = Tile::kThreads * Tile::kBlocks > 256 ? 2 : 4;
-    static_assert(Tile::kWarpRows % (kRowStep * kBatch) == 0);
-    const int chunk = lane % kChunks;
-    for (int first = lane / kChunks; first < Tile::kWarpRows; first += kRowStep * kBatch) {
-        float x[kBatch][kChunk];
-        int rows[kBatch];
-        UNROLL
-        for (int i = 0; i < kBatch; ++i) {
-            const int r = first + i * kRowStep;
-            const float* const at = shared + r * kColumns + (chunk ^ (r % 4)) * kChunk;
-            const Pack<float> low = load128(at), high = load128(at + 4);
-            UNROLL
-            for (int k = 0; k < 4; ++k) x[i][k] = low[k], x[i][k + 4] = high[k];
-            rows[i] = row + r;
-        }
-        store_sums(output, rows, column + chunk * kChunk, x);
-    }
-}
-
-template <class Tile, bool kRowsA, bool kRowsB, bool kCopied>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
-    product_bf16_kernel(Operand a, Operand b, Output output, int inner, int inner_per_split) {
-    wait_for_previous();
-    DYN_SHARED(bf16, shared);
-    using SharedA = SharedTile<Tile::kRows, kInner, kRowsA>;
-    using SharedB = SharedTile<Tile::kColumns, kInner, kRowsB>;
-    const auto tile_a = [&](int step) { return shared + step % Tile::kStages * Tile::kStageElements; };
-    const auto tile_b = [&](int step) { return tile_a(step) + SharedA::kElements; };
-
-    const TilePlace tile = place_of_tile(output, Tile::kRows, Tile::kColumns, blockIdx.x);
-    const int inner_begin = static_cast<int>(blockIdx.y) * inner_per_split;
-    const int inner_end = inner - inner_begin < inner_per_split ? inner : inner_begin + inner_per_split;
-    const int steps = (inner_end - inner_begin + kInner - 1) / kInner;
-    const OperandRange range_a{tile.row, output.rows, inner_end},
-        range_b{tile.column, output.columns, inner_end};
-    const int warp = static_cast<int>(threadIdx.x) / kWarp;
-    const int warp_row = warp / Tile::kWarpsAcross * Tile::kWarpRows;
-    const int warp_column = warp % Tile::kWarpsAcross * Tile::kWarpColumns;
-    WarpSums<Tile> sums = {};
-
-    if constexpr (kCopied) {
-        TileCopier<Tile::kRows, kInner, kRowsA, Tile::kThreads> copy_a(a, range_a, inner_begin);
-        TileCopier<Tile::kColumns, kInner, kRowsB, Tile::kThreads> copy_b(b, range_b, inner_begin);
-        const auto fetch = [&](int step) {
-            if (step < steps) {
-                copy_a.copy(tile_a(step));
-                copy_b.copy(tile_b(step));
-            }
-            cp_async_commit();  // an empty group too: groups are counted, and at the end all others have
-                                // arrived
-        };
-        for (int step = 0; step < Tile::kStages - 1; ++step) fetch(step);
-        for (int step = 0; step < steps; ++step) {
-            cp_async_wait<Tile::kStages - 2>();
-            // This step's tiles are there for all threads, and all are done with the last step's, whose place
-            // the next copy takes.
-            __syncthreads();
-            fetch(step + Tile::kStages - 1);
-            multiply_stage<Tile, SharedA, SharedB>(sums, tile_a(step), tile_b(step), warp_row, warp_column);
-        }
-    } else {
-        StagedTile<Tile::kRows, kInner, kRowsA, Tile::kThreads, false> staged_a;
-        StagedTile<Tile::kColumns, kInner, kRowsB, Tile::kThreads, false> staged_b;
-        const auto load = [&](int step) {
-            staged_a.load(a, range_a, inner_begin + step * kInner);
-            staged_b.load(b, range_b, inner_begin + step * kInner);
-        };
-        const auto store = [&](int step) {
-            UNROLL
-            for (int i = 0; i < staged_a.kPerThread; ++i) {
-                const int place = SharedA::place(staged_a.line(i), staged_a.chunk(i));
-                store128(reinterpret_cast<uint32_t*>(tile_a(step) + place),
-                         staged_a.chunks[i].pairs(a.lines.dtype));
-            }
-            UNROLL
-            for (int i = 0; i < staged_b.kPerThread; ++i) {
-                const int place = SharedB::place(staged_b.line(i), staged_b.chunk(i));
-                store128(reinterpret_cast<uint32_t*>(tile_b(step) + place),
-                         staged_b.chunks[i].pairs(b.lines.dtype));
-            }
-        };
-        if (steps > 0) {
-            load(0);
-            store(0);
-        }
-        for (int step = 0; step < steps; ++step) {
-            __syncthreads();                       // stored by all, and the other stage is free
-            if (step + 1 < steps) load(step + 1);  // on its way while this step multiplies
-            multiply_stage<Tile, SharedA, SharedB>(sums, tile_a(step), tile_b(step), warp_row, warp_column);
-            if (step + 1 < steps) store(step + 1);
-        }
-    }
-    let_next_start();
-    __syncthreads();  // the stages' memory takes the sums
-    float* const warp_sums = reinterpret_cast<float*>(shared) + warp * Tile::kWarpRows * Tile::kWarpColumns;
-    // Sums of one split lie below those of the one before.
-    const int64_t split_row = int64_t{blockIdx.y} * output.rows;
-    Output part = output;
-    if (part.out.dtype == DType::f32) {
-        part.out.data = static_cast<float*>(part.out.data) + split_row * part.out.stride;
-    }
-    store_warp<Tile>(part, sums, warp_sums, tile.row + warp_row, tile.column + warp_column);
-}
-
-template <class Tile, bool kRowsA, bool kRowsB, bool kCopied>
-void launch_product(const Product& product, int splits, int inner_per_split, Stream stream) {
-    const Output& output = product.output;
-    const int64_t tiles = ceil_div(output.rows, Tile::kRows) * ceil_div(output.columns, Tile::kColumns);
-    launch(product_bf16_kernel<Tile, kRowsA, kRowsB, kCopied>,
-           dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits)), Tile::kThreads,
-           Tile::kSharedBytes, stream, product.a, product.b, output, product.inner, inner_per_split);
-}
 
 template <class Tile, bool kCopied>
 void launch_layout(const Product& product, int splits, int inner_per_split, Stream stream) {
     const bool rows_a = product.a.by_row, rows_b = product.b.by_row;
-    const auto launch = rows_a ? (rows_b ? launch_product<Tile, true, true, kCopied>
-                                         : launch_product<Tile, true, false, kCopied>)
-                               : launch_product<Tile, false, false, kCopied>;
+    const auto launch = rows_a ? (rows_b ? launch_product<MmaBf16, Tile, true, true, kCopied>
+                                         : launch_product<MmaBf16, Tile, true, false, kCopied>)
+                               : launch_product<MmaBf16, Tile, false, false, kCopied>;
     CHECK(rows_a || !rows_b, "no op multiplies columns by rows");
     launch(product, splits, inner_per_split, stream);
 }

@@ -27,6 +27,53 @@ LayerTensors layer_tensors(const ParamTable& table, Tensor arena, int64_t layer)
             .proj_b = slot(Slot::proj_b)};
 }
 
+namespace {
+Tensor weight_of(const LayerTensors& p, Linear which) {
+    switch (which) {
+        case Linear::qkv: return p.qkv_w;
+        case Linear::out: return p.out_w;
+        case Linear::fc: return p.fc_w;
+        case Linear::proj: return p.proj_w;
+    }
+    return {};
+}
+Tensor bias_of(const LayerTensors& p, Linear which) {
+    switch (which) {
+        case Linear::qkv: return p.qkv_b;
+        case Linear::out: return p.out_b;
+        case Linear::fc: return p.fc_b;
+        case Linear::proj: return p.proj_b;
+    }
+    return {};
+}
+
+// With the layer's own bias.
+void linear_forward(const LayerRun& run, const LayerTensors& p, Linear which, Tensor out, Tensor inp,
+                    MatmulEpilogue epilogue = {}) {
+    epilogue.bias = bias_of(p, which);
+    if (run.fp8) return Fp8Layer{run.fp8, p.fp8}.forward(which, out, inp, epilogue);
+    matmul_forward(out, inp, weight_of(p, which), epilogue, run.math);
+}
+
+// dinp may lie where inp does.
+void linear_backward(const LayerRun& run, const LayerTensors& p, const LayerTensors& g, Linear which,
+                     Tensor dinp, Tensor dout, Tensor inp, bool accumulate, Tensor gelu_pre = {}) {
+    const Tensor dweight = weight_of(g, which), dbias = bias_of(g, which);
+    if (run.fp8) {
+        return Fp8Layer{run.fp8, p.fp8}.backward(which, dinp, dweight, dbias, dout, inp, gelu_pre,
+                                                 accumulate);
+    }
+    matmul_backward_weight(dweight, dbias, dout, inp, accumulate, run.math);
+    matmul_backward_input(dinp, dout, weight_of(p, which), false, gelu_pre, run.math);
+}
+}  // namespace
+
+void quantize_weights(const LayerRun& run, const LayerTensors& p) {
+    for (Linear which : {Linear::qkv, Linear::out, Linear::fc, Linear::proj}) {
+        Fp8Layer{run.fp8, p.fp8}.quantize_weight(which, weight_of(p, which));
+    }
+}
+
 AttentionShape attention_shape(const ModelConfig& c, int64_t layer) {
     return {.num_heads = c.num_heads, .num_kv_heads = c.num_kv_heads, .window = c.window(layer)};
 }
@@ -51,7 +98,7 @@ void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor 
 void project_qkv(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x) {
     const ModelConfig& c = run.config;
     norm_forward(a.norm1, a.norm1_mean, a.norm1_rstd, x, p.norm1_w, p.norm1_b, c.norm_eps);
-    matmul_forward(a.qkv, a.norm1, p.qkv_w, {.bias = p.qkv_b}, run.math);
+    linear_forward(run, p, Linear::qkv, a.qkv, a.norm1);
     if (c.qk_norm) {
         const Tensor raw = run.keep_for_backward ? a.qk_raw : Tensor{};
         qknorm_forward(a.qkv, a.qk_rstd, raw, p.q_norm, p.k_norm, c.norm_eps, c.num_heads, c.num_kv_heads);
@@ -60,29 +107,28 @@ void project_qkv(const LayerRun& run, const LayerTensors& p, const LayerActivati
 }
 
 void project_attention(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x) {
-    matmul_forward(a.middle, a.attention, p.out_w, {.bias = p.out_b, .residual = x}, run.math);
+    linear_forward(run, p, Linear::out, a.middle, a.attention, {.residual = x});
 }
 
 void mlp_hidden(const LayerRun& run, const LayerTensors& p, const LayerActivations& a) {
     norm_forward(a.norm2, a.norm2_mean, a.norm2_rstd, a.middle, p.norm2_w, p.norm2_b, run.config.norm_eps);
     switch (run.config.mlp) {
         case Mlp::gelu:
-            matmul_forward(a.act, a.norm2, p.fc_w, {.bias = p.fc_b, .gelu = true, .pre_activation = a.fc},
-                           run.math);
+            linear_forward(run, p, Linear::fc, a.act, a.norm2, {.gelu = true, .pre_activation = a.fc});
             break;
         case Mlp::swiglu:
-            matmul_forward(a.fc, a.norm2, p.fc_w, {.bias = p.fc_b}, run.math);
+            linear_forward(run, p, Linear::fc, a.fc, a.norm2);
             swiglu_forward(a.act, a.fc);
             break;
         case Mlp::relu2:
-            matmul_forward(a.fc, a.norm2, p.fc_w, {.bias = p.fc_b}, run.math);
+            linear_forward(run, p, Linear::fc, a.fc, a.norm2);
             relu2_forward(a.act, a.fc);
             break;
     }
 }
 
 void mlp_output(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor y) {
-    matmul_forward(y, a.act, p.proj_w, {.bias = p.proj_b, .residual = a.middle}, run.math);
+    linear_forward(run, p, Linear::proj, y, a.act, {.residual = a.middle});
 }
 
 void layer_forward(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x,
@@ -107,24 +153,20 @@ void recompute_mlp(const LayerRun& run, const LayerTensors& p, const LayerActiva
 
 void mlp_backward(const LayerRun& run, const LayerTensors& p, const LayerTensors& g,
                   const LayerActivations& a, const BackwardScratch& s, bool accumulate) {
-    matmul_backward_weight(g.proj_w, g.proj_b, s.dstream, a.act, accumulate, run.math);
     // The activation has done its duty; its gradient takes its place, and that of fc the place of act or fc.
     const Tensor dact = a.act;
     Tensor dfc = dact;
+    linear_backward(run, p, g, Linear::proj, dact, s.dstream, a.act, accumulate,
+                    run.config.mlp == Mlp::gelu ? a.fc : Tensor{});
     switch (run.config.mlp) {
-        case Mlp::gelu: matmul_backward_input(dact, s.dstream, p.proj_w, false, a.fc, run.math); break;
+        case Mlp::gelu: break;
         case Mlp::swiglu:
-            matmul_backward_input(dact, s.dstream, p.proj_w, false, {}, run.math);
             dfc = a.fc;
             swiglu_backward(dfc, a.fc, dact);
             break;
-        case Mlp::relu2:
-            matmul_backward_input(dact, s.dstream, p.proj_w, false, {}, run.math);
-            relu2_backward(dfc, a.fc, dact);
-            break;
+        case Mlp::relu2: relu2_backward(dfc, a.fc, dact); break;
     }
-    matmul_backward_weight(g.fc_w, g.fc_b, dfc, a.norm2, accumulate, run.math);
-    matmul_backward_input(s.dnorm, dfc, p.fc_w, false, {}, run.math);
+    linear_backward(run, p, g, Linear::fc, s.dnorm, dfc, a.norm2, accumulate);
     // The stream goes around the MLP too: its gradient is added to.
     norm_backward(s.dstream, g.norm2_w, g.norm2_b, s.dnorm, a.middle, p.norm2_w, a.norm2_mean, a.norm2_rstd,
                   true);
@@ -134,8 +176,7 @@ void attention_part_backward(const LayerRun& run, const LayerTensors& p, const L
                              const LayerActivations& a, const BackwardScratch& s, Tensor x, int64_t layer,
                              bool accumulate) {
     const ModelConfig& c = run.config;
-    matmul_backward_weight(g.out_w, g.out_b, s.dstream, a.attention, accumulate, run.math);
-    matmul_backward_input(s.dattention, s.dstream, p.out_w, false, {}, run.math);
+    linear_backward(run, p, g, Linear::out, s.dattention, s.dstream, a.attention, accumulate);
     attention_backward(s.dqkv, s.dattention, a.attention, a.lse, a.qkv, run.cu_seqlens,
                        attention_shape(c, layer), run.math, s.workspace);
     if (!run.rope.absent()) rope_backward(s.dqkv, run.rope, run.positions, c.num_heads, c.num_kv_heads);
@@ -143,8 +184,7 @@ void attention_part_backward(const LayerRun& run, const LayerTensors& p, const L
         qknorm_backward(s.dqkv, g.q_norm, g.k_norm, a.qk_raw, a.qk_rstd, p.q_norm, p.k_norm, c.num_heads,
                         c.num_kv_heads);
     }
-    matmul_backward_weight(g.qkv_w, g.qkv_b, s.dqkv, a.norm1, accumulate, run.math);
-    matmul_backward_input(s.dnorm, s.dqkv, p.qkv_w, false, {}, run.math);
+    linear_backward(run, p, g, Linear::qkv, s.dnorm, s.dqkv, a.norm1, accumulate);
     norm_backward(s.dstream, g.norm1_w, g.norm1_b, s.dnorm, x, p.norm1_w, a.norm1_mean, a.norm1_rstd, true);
 }
 }  // namespace

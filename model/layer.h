@@ -6,12 +6,14 @@
 #pragma once
 #include "kernels/attention.h"  // AttentionShape
 #include "model/activations.h"
+#include "model/fp8.h"
 #include "model/params.h"
 
 // The tensors of one layer in an arena of parameters or of gradients; absent where the model has none.
 struct LayerTensors {
     Tensor norm1_w, norm1_b, qkv_w, qkv_b, q_norm, k_norm, out_w, out_b;
     Tensor norm2_w, norm2_b, fc_w, fc_b, proj_w, proj_b;
+    const Fp8LayerWeights* fp8 = nullptr;  // of the linear layers' weights, where the run has FP8
 };
 LayerTensors layer_tensors(const ParamTable& table, Tensor arena, int64_t layer);
 
@@ -28,9 +30,12 @@ struct LayerRun {
     Tensor positions = {};   // [N]
     Tensor cu_seqlens = {};  // [S+1]
     bool keep_for_backward = false;
+    const Fp8Memory* fp8 = nullptr;  // null: linear layers as `math` says
 };
 AttentionShape attention_shape(const ModelConfig& config, int64_t layer);
 
+// With run.fp8: the layer's weights as FP8, before its first forward pass of a step.
+void quantize_weights(const LayerRun& run, const LayerTensors& p);
 void project_qkv(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x);
 void project_attention(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x);
 void mlp_hidden(const LayerRun& run, const LayerTensors& p, const LayerActivations& a);

@@ -20,6 +20,18 @@ void check_shape(const ModelConfig& config, const RunShape& shape) {
     check_config(config, "model configuration");
     CHECK(shape.num_rows > 0 && shape.seq_len > 0, cat({"B=", shape.num_rows, " T=", shape.seq_len}));
     CHECK(shape.dtype == DType::f32 || shape.dtype == DType::bf16, dtype_name(shape.dtype));
+    CHECK(!shape.fp8 || shape.dtype == DType::bf16, dtype_name(shape.dtype));
+    constexpr int kOldestWithFp8 = 89;
+    if (shape.fp8 && shape.device == Device::cuda) {
+        const DeviceInfo gpu = device_info(shape.device);
+        if (gpu.capability < kOldestWithFp8) {
+            fail_input({.what = "this GPU has no FP8 arithmetic",
+                        .where = gpu.name,
+                        .expected = "compute capability 8.9 or later for --dtype fp8",
+                        .actual = cat({gpu.capability / 10, ".", gpu.capability % 10}),
+                        .hint = "--dtype bf16"});
+        }
+    }
     if (shape.seq_len > config.max_position) {
         fail_input({.what = "sequences are longer than the model's positions reach",
                     .expected = cat({"at most ", config.max_position, " tokens"}),
@@ -53,6 +65,12 @@ int64_t activation_bytes(const ModelConfig& config, const RunShape& shape) {
     return arena.bytes();
 }
 
+int64_t fp8_bytes(const ModelConfig& config, const RunShape& shape) {
+    Arena arena;
+    if (shape.fp8 && shape.backward) layout_fp8(arena, config, shape.num_rows * shape.seq_len);
+    return arena.bytes();
+}
+
 int64_t scratch_bytes(const ModelConfig& config, const RunShape& shape) {
     Arena arena;
     layout_scratch(arena, config, shape, shape.num_rows * shape.seq_len);
@@ -76,10 +94,11 @@ struct Transformer::State {
     ModelConfig config;
     RunShape shape;
     ParamTable table;
-    Buffer params, grads, activations, scratch;
+    Buffer params, grads, activations, scratch, fp8_memory;
     std::vector<LayerTensors> p, g;  // parameters and gradients of each layer
     ForwardActivations forward;      // views for num_tokens tokens
     BackwardScratch backward;
+    Fp8Memory fp8;
     BatchTensors batch;
     Buffer total_loss;  // one f64
     int64_t num_tokens = 0;
@@ -100,6 +119,7 @@ struct Transformer::State {
           grads(grads_bytes(table, s), s.device),
           activations(activation_bytes(c, s), s.device),
           scratch(scratch_bytes(c, s), s.device),
+          fp8_memory(fp8_bytes(c, s), s.device),
           batch(s.num_rows * s.seq_len, s.device),
           total_loss(dtype_bytes(DType::f64), s.device) {
         for (int64_t l = 0; l < c.num_layers; ++l) {
@@ -107,6 +127,11 @@ struct Transformer::State {
             if (s.backward) g.push_back(layer_tensors(table, grad_arena(), l));
         }
         view_for(s.num_rows * s.seq_len);
+        if (uses_fp8()) {
+            Arena arena(fp8_memory);
+            fp8 = layout_fp8(arena, c, s.num_rows * s.seq_len);
+            for (size_t l = 0; l < p.size(); ++l) p[l].fp8 = &fp8.layers[l];
+        }
         if (c.position == Position::rope) {
             Buffer host(forward.rope.bytes());
             const Tensor table_on_host =
@@ -116,6 +141,7 @@ struct Transformer::State {
         }
     }
 
+    bool uses_fp8() const { return shape.fp8 && shape.backward; }
     Tensor param_arena() const { return params.tensor(shape.dtype); }
     Tensor grad_arena() const { return shape.backward ? grads.tensor(DType::f32) : Tensor{}; }
     Tensor param(Slot slot) const { return table.slot(param_arena(), slot); }
@@ -166,7 +192,8 @@ struct Transformer::State {
                 .rope = forward.rope,
                 .positions = batch.positions,
                 .cu_seqlens = batch.cu_seqlens,
-                .keep_for_backward = keep};
+                .keep_for_backward = keep,
+                .fp8 = keep && uses_fp8() ? &fp8 : nullptr};  // evaluation is in bf16
     }
 
     // Brings a micro-batch to where the kernels read it. It must stay until they have run.
@@ -231,6 +258,10 @@ struct Transformer::State {
     }
 
     void run_step(bool accumulate) {
+        // Weights change between steps only: the first micro-batch of one quantises them.
+        if (uses_fp8() && !accumulate) {
+            for (const LayerTensors& layer : p) quantize_weights(layer_run(true), layer);
+        }
         run_forward(true);
         run_backward(accumulate);
     }
@@ -264,6 +295,7 @@ void Transformer::plan(MemoryPlan& plan, const ModelConfig& config, const RunSha
     if (shape.backward) plan.add("gradients (f32)", grads_bytes(table, shape));
     plan.add("activations", activation_bytes(config, shape));
     plan.add("scratch", scratch_bytes(config, shape));
+    if (shape.fp8 && shape.backward) plan.add("FP8 weights and operands", fp8_bytes(config, shape));
     if (shape.device != Device::cpu) {
         plan.add("batch", BatchTensors::device_bytes(shape.num_rows * shape.seq_len));
         return;
@@ -279,7 +311,8 @@ Tensor Transformer::params() const { return state_->param_arena(); }
 Tensor Transformer::grads() const { return state_->grad_arena(); }
 int64_t Transformer::allocated_bytes() const {
     const State& s = *state_;
-    return s.params.bytes() + s.grads.bytes() + s.activations.bytes() + s.scratch.bytes();
+    return s.params.bytes() + s.grads.bytes() + s.activations.bytes() + s.scratch.bytes() +
+           s.fp8_memory.bytes();
 }
 
 void Transformer::forward_backward(const Batch& batch, float dloss_scale, bool accumulate) {

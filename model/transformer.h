@@ -3,7 +3,8 @@
 //   x = wte[tokens] (+ wpe[positions])
 //   per layer: x += out( attention( rope( qknorm( qkv( norm1(x) ))))) ;  x += proj( act( fc( norm2(x) )))
 //   loss[n] = cross_entropy( head( final_norm(x) ), targets )
-// dtype f32: everything f32. dtype bf16: weights and activations bf16, gradients of weights f32.
+// dtype f32: everything f32. dtype bf16: weights and activations bf16, gradients of weights f32. fp8: as
+// bf16, but the products of blocks' linear layers in training are of FP8 numbers (model/fp8.h).
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -27,6 +28,7 @@ struct RunShape {
     int64_t seq_len = 0;   // T
     DType dtype = DType::f32;
     MatmulMath math = MatmulMath::f32;
+    bool fp8 = false;  // with dtype bf16
     Recompute recompute = Recompute::none;
     bool backward = true;  // false: evaluation only; no gradients, activations of one layer
     Device device = Device::cpu;

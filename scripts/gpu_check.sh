@@ -9,7 +9,7 @@
 #     train      training throughput
 #     torch      PyTorch's times for bench's rows, before bench, and for training, where python3 can import torch
 #     sanitizer  some of the tests under compute-sanitizer: memcheck, racecheck, synccheck
-#   Variables: OUT (bench/results)  BUILD (build)  LIMIT_S (540: of the whole)  MODELS  BATCH_TOKENS (131072)
+#   Variables: OUT (bench/results)  BUILD (build)  LIMIT_S (540: of the whole)  MODELS  DTYPES (bf16)  BATCH_TOKENS (131072)
 #     GTEST_DIR  sources of GoogleTest, where it is not installed (Debian's libgtest-dev: /usr/src/googletest)
 #     DEVICE     simt tries this script itself without a GPU
 #     DEPS_DIR   headers and libraries that are not installed, as `scripts/deps.sh unpack DIR build test` leaves them
@@ -234,7 +234,7 @@ if wanted bench; then
 fi
 
 if wanted train; then
-    section train 130 "$build/bench/bench_train" --device "${DEVICE:-cuda}" --models "$models" --dtypes bf16 \
+    section train 130 "$build/bench/bench_train" --device "${DEVICE:-cuda}" --models "$models" --dtypes "${DTYPES:-bf16}" \
         --batch-tokens "${BATCH_TOKENS:-131072}" --steps 5 --limit-s 15 --total-s 100 --json "$work/train.jsonl"
 fi
 

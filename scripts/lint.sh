@@ -82,7 +82,7 @@ for f in $kernels; do
         problem "$f: a kernel does not begin with wait_for_previous()"
 done
 # What a wrapper's PTX does is compared with its C++ on a GPU (tests/test_gpu_wrappers.cpp).
-for f in kernels/gpu.h kernels/mma.h kernels/tma.h kernels/wgmma.h; do
+for f in kernels/gpu.h kernels/gpu_fp8.h kernels/mma.h kernels/tma.h kernels/wgmma.h; do
     for name in $(sed -nE '/__device__/{s/.*[ *&]([A-Za-z0-9_]+)\(.*/\1/;h};/\basm\b/{x;p;x}' "$f" | sort -u); do
         grep -qw "$name" tests/gpu_wrappers*.cu || problem "$f: $name() has PTX and no kernel in tests/gpu_wrappers*.cu"
     done

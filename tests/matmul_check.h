@@ -149,7 +149,7 @@ void check_all_dtypes(const Shape& s, Place place = {}) {
     }
 }
 
-void check_empty_batch(Device device) {
+inline void check_empty_batch(Device device) {
     OnDevice on(device);
     const Guarded<float> weight(normal_values(15, 1)), none(0);
     Guarded<float> dweight(15), dbias(5), added(Values(15, 2.0)), dbias_added(Values(5, 3.0));

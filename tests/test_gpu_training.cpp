@@ -78,11 +78,17 @@ struct Training {
     std::string hash() const { return weights_hash(model.table(), optimizer.master()); }
 };
 
-RunShape shape_on(Device device, DType dtype) {
+enum class Precision { f32, bf16, fp8 };
+const char* name_of(Precision precision) {
+    return precision == Precision::f32 ? "f32" : precision == Precision::bf16 ? "bf16" : "fp8";
+}
+RunShape shape_on(Device device, Precision precision) {
+    const bool f32 = precision == Precision::f32;
     return {.num_rows = kRows,
             .seq_len = kTokens,
-            .dtype = dtype,
-            .math = dtype == DType::bf16 ? MatmulMath::bf16 : MatmulMath::f32,
+            .dtype = f32 ? DType::f32 : DType::bf16,
+            .math = f32 ? MatmulMath::f32 : MatmulMath::bf16,
+            .fp8 = precision == Precision::fp8,
             .device = device};
 }
 
@@ -91,20 +97,41 @@ RunShape shape_on(Device device, DType dtype) {
 TEST(GpuTraining, LossesAreThoseOfTheCpu) {
     for (Device device : gpus()) {
         for (const char* preset : {"tiny-gpt2", "tiny-qwen3"}) {
-            for (DType dtype : {DType::f32, DType::bf16}) {
-                SCOPED_TRACE(cat({device_name(device), " ", preset, " ", dtype_name(dtype)}));
+            for (Precision precision : {Precision::f32, Precision::bf16, Precision::fp8}) {
+                SCOPED_TRACE(cat({device_name(device), " ", preset, " ", name_of(precision)}));
                 const ModelConfig config = config_preset(preset);
-                Training on_cpu(config, shape_on(Device::cpu, dtype), {}),
-                    on_gpu(config, shape_on(device, dtype), {});
+                Training on_cpu(config, shape_on(Device::cpu, precision), {}),
+                    on_gpu(config, shape_on(device, precision), {});
                 const Values expected = on_cpu.train(0, 20), actual = on_gpu.train(0, 20);
                 EXPECT_LT(expected.back(), 0.8 * expected.front()) << "nothing was learnt";
                 // f32: sums in another order, magnified by twenty updates. bf16: an activation that rounds
-                // the other way moves a loss by 2^-9 of what it contributes.
-                const double tolerance = dtype == DType::f32 ? 2e-5 : 5e-3;
+                // the other way moves a loss by 2^-9 of what it contributes. fp8: it may turn a code, which
+                // is 2^-3 of an element then; the first loss does not notice, and with each update the two
+                // runs are a little farther apart.
+                const auto tolerance = [&](size_t step) {
+                    if (precision == Precision::f32) return 2e-5;
+                    if (precision == Precision::bf16) return 5e-3;
+                    return step == 0 ? 2e-5 : 1e-3 * static_cast<double>(step + 1);
+                };
                 for (size_t step = 0; step < expected.size(); ++step)
-                    EXPECT_NEAR(actual[step], expected[step], tolerance * expected[step]) << "step " << step;
+                    EXPECT_NEAR(actual[step], expected[step], tolerance(step) * expected[step])
+                        << "step " << step;
             }
         }
+    }
+}
+
+// Operands err by 2^-4 at random; of sums, and of losses, far less is left (0.4 % at most here).
+TEST(GpuTraining, Fp8LearnsWhatBf16Learns) {
+    for (const char* preset : {"tiny-gpt2", "tiny-qwen3"}) {
+        SCOPED_TRACE(preset);
+        const ModelConfig config = config_preset(preset);
+        Training bf16_run(config, shape_on(Device::cpu, Precision::bf16), {}),
+            fp8_run(config, shape_on(Device::cpu, Precision::fp8), {});
+        const Values expected = bf16_run.train(0, 20), actual = fp8_run.train(0, 20);
+        EXPECT_NE(bf16_run.hash(), fp8_run.hash()) << "was it FP8 at all?";
+        for (size_t step = 0; step < expected.size(); ++step)
+            EXPECT_NEAR(actual[step], expected[step], 1e-2 * expected[step]) << "step " << step;
     }
 }
 
@@ -112,8 +139,8 @@ TEST(GpuTraining, MuonToo) {
     for (Device device : gpus()) {
         const ModelConfig config = config_preset("tiny-llama");
         const OptimizerConfig muon{.muon = true};
-        Training on_cpu(config, shape_on(Device::cpu, DType::bf16), muon),
-            on_gpu(config, shape_on(device, DType::bf16), muon);
+        Training on_cpu(config, shape_on(Device::cpu, Precision::bf16), muon),
+            on_gpu(config, shape_on(device, Precision::bf16), muon);
         const Values expected = on_cpu.train(0, 5), actual = on_gpu.train(0, 5);
         for (size_t step = 0; step < expected.size(); ++step)
             EXPECT_NEAR(actual[step], expected[step], 1e-2 * expected[step]) << "step " << step;
@@ -127,7 +154,7 @@ TEST(GpuTraining, AStepIsQueuedWithoutWaiting) {
         for (const OptimizerConfig& optimizing : {OptimizerConfig{}, OptimizerConfig{.muon = true}}) {
             SCOPED_TRACE(cat({device_name(device), optimizing.muon ? " Muon" : " AdamW"}));
             const ModelConfig config = config_preset("tiny-llama");
-            const RunShape shape = shape_on(device, DType::bf16);
+            const RunShape shape = shape_on(device, Precision::bf16);
             Training queued(config, shape, optimizing), waiting(config, shape, optimizing);
             int64_t waits = 0;
             std::vector<StepResult> results = queued.train_pipelined(0, 3, {});
@@ -156,7 +183,7 @@ TEST(GpuTraining, RefusedStepsChangeNothing) {
         for (const OptimizerConfig& optimizing : {OptimizerConfig{}, OptimizerConfig{.muon = true}}) {
             SCOPED_TRACE(cat({device_name(device), optimizing.muon ? " Muon" : " AdamW"}));
             const ModelConfig config = config_preset("tiny-llama");
-            const RunShape shape = shape_on(device, DType::bf16);
+            const RunShape shape = shape_on(device, Precision::bf16);
             Training spoilt(config, shape, optimizing), sound(config, shape, optimizing);
             const std::vector<StepResult> results = spoilt.train_pipelined(0, 5, {3, 4});
             sound.train_pipelined(0, 3, {});
@@ -180,10 +207,10 @@ class GpuCheckpoint : public DirectoryTest {};
 
 TEST_F(GpuCheckpoint, EqualRunsAndResumedRunsGiveEqualBits) {
     for (Device device : gpus()) {
-        for (DType dtype : {DType::f32, DType::bf16}) {
-            SCOPED_TRACE(cat({device_name(device), " ", dtype_name(dtype)}));
+        for (Precision precision : {Precision::f32, Precision::bf16, Precision::fp8}) {
+            SCOPED_TRACE(cat({device_name(device), " ", name_of(precision)}));
             const ModelConfig config = config_preset("tiny-llama");
-            const RunShape shape = shape_on(device, dtype);
+            const RunShape shape = shape_on(device, precision);
             Training straight(config, shape, {}), again(config, shape, {}), first(config, shape, {}),
                 resumed(config, shape, {});
             straight.train(0, 4);
@@ -205,16 +232,31 @@ TEST_F(GpuCheckpoint, EqualRunsAndResumedRunsGiveEqualBits) {
 
 TEST(GpuTraining, RecomputationGivesTheSameBits) {
     for (Device device : gpus()) {
-        std::string hashes[3];
-        for (Recompute level : {Recompute::none, Recompute::mlp, Recompute::block}) {
-            RunShape shape = shape_on(device, DType::bf16);
-            shape.recompute = level;
-            Training run(config_preset("tiny-qwen3"), shape, {});
-            run.train(0, 2);
-            hashes[static_cast<int>(level)] = run.hash();
+        for (Precision precision : {Precision::bf16, Precision::fp8}) {
+            SCOPED_TRACE(cat({device_name(device), " ", name_of(precision)}));
+            std::string hashes[3];
+            for (Recompute level : {Recompute::none, Recompute::mlp, Recompute::block}) {
+                RunShape shape = shape_on(device, precision);
+                shape.recompute = level;
+                Training run(config_preset("tiny-qwen3"), shape, {});
+                run.train(0, 2);
+                hashes[static_cast<int>(level)] = run.hash();
+            }
+            EXPECT_EQ(hashes[1], hashes[0]);
+            EXPECT_EQ(hashes[2], hashes[0]);
         }
-        EXPECT_EQ(hashes[1], hashes[0]) << device_name(device);
-        EXPECT_EQ(hashes[2], hashes[0]) << device_name(device);
+    }
+}
+
+// What is not finite goes through the quantisation of gradients, which saturates all else.
+TEST(GpuTraining, Fp8RefusesWhatIsNotFinite) {
+    for (Device device : {Device::cpu, gpus().front()}) {
+        const ModelConfig config = config_preset("tiny-llama");
+        Training run(config, shape_on(device, Precision::fp8), {});
+        const std::vector<StepResult> results = run.train_pipelined(0, 4, {2});
+        for (size_t step = 0; step < 4; ++step) EXPECT_EQ(results[step].applied, step != 2) << step;
+        EXPECT_STREQ(results[2].reason, "non-finite gradient");
+        EXPECT_TRUE(std::isfinite(results[3].loss));
     }
 }
 

@@ -102,3 +102,25 @@ TEST_F(TrainDevice, TheEmulatedGpuTrainsResumesAndIsReadByTheCpu) {
     EXPECT_NEAR(losses[1], losses[0], 1e-5 * losses[0]);
     EXPECT_EQ(bits[1], bits[0]);
 }
+
+// As bf16, but for the products; on the CPU too, which has the same numbers.
+TEST_F(TrainDevice, Fp8TrainsAndResumes) {
+    const auto with = [](const char* device, std::vector<std::string> more, const char* dtype = "fp8") {
+        for (const char* word : {"--steps", "4", "--warmup", "0", "--dtype", dtype, "--device", device})
+            more.push_back(word);
+        return more;
+    };
+    const std::string broken = fresh();
+    const Outcome on_cpu = train(fresh(), with("cpu", {})), on_simt = train(fresh(), with("simt", {})),
+                  in_bf16 = train(fresh(), with("cpu", {}, "bf16"));
+    ASSERT_EQ(on_simt.exit_code, 0) << on_simt.err;
+    EXPECT_NE(on_simt.err.find("FP8 weights and operands"), std::string::npos) << on_simt.err;
+    EXPECT_NE(weights(on_cpu), weights(in_bf16));
+    for (const Outcome& other : {on_cpu, in_bf16})
+        EXPECT_NEAR(loss_of(on_simt), loss_of(other), 1e-2 * loss_of(other));
+    ASSERT_EQ(train(broken, with("simt", {"--stop-at", "2"})).exit_code, 0);
+    const Outcome refused = train(broken, with("simt", {}, "bf16"));
+    EXPECT_EQ(refused.exit_code, 2) << "another run's options";
+    EXPECT_NE(refused.error_line().find("dtype"), std::string::npos) << refused.err;
+    EXPECT_EQ(weights(train(broken, with("simt", {}))), weights(on_simt));
+}

@@ -103,5 +103,8 @@ inline void store_matrices(void* row, const uint32_t* r, int count, bool transpo
 }
 void mma_m16n8k16(float* c, const uint32_t* a, const uint32_t* b, const char* file = __builtin_FILE(),
                   int line = __builtin_LINE());
+// FP8: b is e4m3, a too or e5m2.
+void mma_m16n8k32(float* c, const uint32_t* a, const uint32_t* b, bool a_is_e5m2,
+                  const char* file = __builtin_FILE(), int line = __builtin_LINE());
 
 }  // namespace simt

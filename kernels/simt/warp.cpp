@@ -3,6 +3,7 @@
 // written by the lane that owns the address (simt.h), and only __syncwarp orders it.
 #include <bit>
 
+#include "core/fp8.h"
 #include "kernels/simt/sanitizers.h"
 #include "kernels/simt/scheduler.h"
 
@@ -224,30 +225,30 @@ struct Mma {
     const uint32_t *a, *b;
 };
 
-float low_float(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
-float high_float(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
-
 using Four = float __attribute__((vector_size(16)));
 
-void multiply(void* const* arguments, uint32_t) {
-    float a[16][16];
-    Four b[16][2], c[16][2];  // [row][column / 4][column % 4]
+// c += a b of one warp. What an operand's word holds is kPerWord neighbours along the inner dimension, each 1
+// / kPerWord of it and a float by number_a or number_b.
+template <int kPerWord, class NumberA, class NumberB>
+void multiply(void* const* arguments, const NumberA& number_a, const NumberB& number_b) {
+    constexpr int kInner = 8 * kPerWord, kBits = 32 / kPerWord;
+    float a[16][kInner];
+    Four b[kInner][2], c[16][2];  // [row][column / 4][column % 4]
     for (int lane = 0; lane < kLanes; ++lane) {
         const Mma& mma = *static_cast<Mma*>(arguments[lane]);
-        const int group = lane / 4, pair = lane % 4;
-        for (int i = 0; i < 4; ++i) {
-            float* const two = &a[group + 8 * (i % 2)][2 * pair + 8 * (i / 2)];
-            two[0] = low_float(mma.a[i]);
-            two[1] = high_float(mma.a[i]);
-        }
-        for (int i = 0; i < 2; ++i) {
-            b[2 * pair + 8 * i][group / 4][group % 4] = low_float(mma.b[i]);
-            b[2 * pair + 8 * i + 1][group / 4][group % 4] = high_float(mma.b[i]);
+        const int group = lane / 4, first = kPerWord * (lane % 4);
+        for (int n = 0; n < kPerWord; ++n) {
+            for (int i = 0; i < 4; ++i) {
+                a[group + 8 * (i % 2)][first + n + kInner / 2 * (i / 2)] = number_a(mma.a[i] >> kBits * n);
+            }
+            for (int i = 0; i < 2; ++i) {
+                b[first + n + kInner / 2 * i][group / 4][group % 4] = number_b(mma.b[i] >> kBits * n);
+            }
         }
     }
     for (int row = 0; row < 16; ++row) {
         Four left = {}, right = {};
-        for (int k = 0; k < 16; ++k) {
+        for (int k = 0; k < kInner; ++k) {
             left += a[row][k] * b[k][0];
             right += a[row][k] * b[k][1];
         }
@@ -260,6 +261,20 @@ void multiply(void* const* arguments, uint32_t) {
         for (int i = 0; i < 4; ++i) out[i] += c[group + 8 * (i / 2)][column / 4][column % 4 + i % 2];
     }
 }
+
+struct Bf16Number {
+    float operator()(uint32_t bits) const { return std::bit_cast<float>(bits << 16); }
+};
+template <class T>
+struct Fp8Numbers {
+    float numbers[256];
+    constexpr Fp8Numbers() : numbers() {
+        for (int bits = 0; bits < 256; ++bits) numbers[bits] = to_float(T{static_cast<uint8_t>(bits)});
+    }
+    float operator()(uint32_t bits) const { return numbers[bits & 0xff]; }
+};
+constexpr Fp8Numbers<e4m3> kE4m3Numbers;
+constexpr Fp8Numbers<e5m2> kE5m2Numbers;
 
 }  // namespace
 
@@ -274,7 +289,20 @@ void collect_rows(MatrixRow& mine, const uint32_t* r, int count, bool transposed
 
 void mma_m16n8k16(float* c, const uint32_t* a, const uint32_t* b, const char* file, int line) {
     Mma mma{c, a, b};
-    collective(kAll, {"mma", file, line}, &mma, multiply);
+    collective(kAll, {"mma", file, line}, &mma,
+               [](void* const* arguments, uint32_t) { multiply<2>(arguments, Bf16Number{}, Bf16Number{}); });
+}
+
+void mma_m16n8k32(float* c, const uint32_t* a, const uint32_t* b, bool a_is_e5m2, const char* file,
+                  int line) {
+    Mma mma{c, a, b};
+    const auto e4m3_by_e4m3 = [](void* const* arguments, uint32_t) {
+        multiply<4>(arguments, kE4m3Numbers, kE4m3Numbers);
+    };
+    const auto e5m2_by_e4m3 = [](void* const* arguments, uint32_t) {
+        multiply<4>(arguments, kE5m2Numbers, kE4m3Numbers);
+    };
+    collective(kAll, {"mma", file, line}, &mma, a_is_e5m2 ? Exchange{e5m2_by_e4m3} : Exchange{e4m3_by_e4m3});
 }
 
 }  // namespace simt

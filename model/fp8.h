@@ -1,0 +1,45 @@
+// FP8 arithmetic for the linear layers of blocks (--dtype fp8). Weights, activations and gradients live as
+// with bf16; each operand of a product is quantised just before it, with a scale of its own from what it
+// holds then (kernels/quantize.h):
+//   forward   out = inp W^T         e4m3 of inp and W
+//   backward  dinp = dout W, dW = dout^T inp    e5m2 of dout, e4m3 of W and inp
+// Weights are quantised once a step, by its first micro-batch, in both orientations: 2 bytes a weight.
+// Inputs are quantised again for the backward pass, from the bf16 that it keeps anyway: no memory that grows
+// with layers, and all levels of recomputation are served alike.
+#pragma once
+#include <array>
+#include <vector>
+
+#include "kernels/matmul_fp8.h"
+#include "model/arena.h"
+#include "model/transformer.h"  // RunShape
+
+enum class Linear : uint8_t { qkv, out, fc, proj };
+constexpr int kNumLinears = 4;
+
+struct Fp8Weight {
+    Fp8Matrix weight, transposed;  // of [OC,C] and [C,OC] e4m3; one inverse
+};
+using Fp8LayerWeights = std::array<Fp8Weight, kNumLinears>;
+
+struct Fp8Memory {
+    std::vector<Fp8LayerWeights> layers;
+    Tensor absmax;                      // [1] f32, of what is being quantised
+    Tensor inp_inverse, dout_inverse;   // [1] f32
+    Tensor inp, dout, dout_transposed;  // bytes for the widest linear layer
+};
+// Pure, as all layouts.
+Fp8Memory layout_fp8(Arena& arena, const ModelConfig& config, int64_t num_tokens);
+
+// One layer's view of it.
+struct Fp8Layer {
+    const Fp8Memory* memory;
+    const Fp8LayerWeights* weights;
+
+    void quantize_weight(Linear which, Tensor weight) const;
+    // As matmul_forward.
+    void forward(Linear which, Tensor out, Tensor inp, const MatmulEpilogue& epilogue) const;
+    // As matmul_backward_weight and then matmul_backward_input: dinp may lie where inp does.
+    void backward(Linear which, Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                  Tensor gelu_pre, bool accumulate) const;
+};
