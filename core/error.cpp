@@ -52,14 +52,16 @@ void print_line(const char* kind, std::string message) {
 
 }  // namespace
 
-void flush_stdout() {
+void print_and_flush(const std::string& text) {
     errno = 0;
+    std::fputs(text.c_str(), stdout);
     if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
     // An earlier write may have failed, and its reason been forgotten since.
     fail_input({.what = "cannot write to standard output",
                 .where = errno != 0 ? std::strerror(errno) : "a write failed",
                 .hint = "free some space, or send the output elsewhere"});
 }
+void flush_stdout() { print_and_flush(""); }
 
 int run_main(int argc, char** argv, int (*body)(int argc, char** argv), void (*on_failure)()) {
     int exit_code = 1;

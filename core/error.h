@@ -50,6 +50,7 @@ struct Complaint {
 
 // InputError when stdout could not take all that was printed: a full disk must not look like success.
 void flush_stdout();
+void print_and_flush(const std::string& text);  // to stdout, likewise
 
 // Runs a program's body and flushes stdout; turns InputError into exit 2 and every other exception into exit
 // 1, one line on stderr each. A file beyond `ulimit -f` is an error like a full disk, not a signal.

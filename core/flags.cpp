@@ -501,8 +501,7 @@ void Flags::parse(int argc, char** argv) {
     }
     if (mark < argc) leaf->after_mark.assign(argv + mark + 1, argv + argc);
     if (app.count("--help") + chosen_app->count("--help") > 0) {
-        std::fputs(leaf->help_text().c_str(), stdout);
-        flush_stdout();
+        print_and_flush(leaf->help_text());
         std::exit(0);
     }
     state_->take(app);
