@@ -145,10 +145,16 @@ struct alignas(16) Pack {
 
 template <class T>
 __device__ Pack<T> load128(const T* address) {
+#if !defined(__CUDACC__)
+    simt::check_aligned128(address);
+#endif
     return *reinterpret_cast<const Pack<T>*>(address);
 }
 template <class T>
 __device__ void store128(T* address, const Pack<T>& pack) {
+#if !defined(__CUDACC__)
+    simt::check_aligned128(address);
+#endif
     *reinterpret_cast<Pack<T>*>(address) = pack;
 }
 // Whether all addresses (null ones too) allow 128-bit access.

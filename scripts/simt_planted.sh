@@ -20,7 +20,7 @@ host_pointer               argument               argument     argument
 read_past_end              heap-buffer-overflow   wrong        wrong
 write_past_end             heap-buffer-overflow   past         past
 unset_memory               wrong                  wrong        uninitialized
-misaligned                 misaligned             -            -
+misaligned                 aligned                aligned      aligned
 shared_past_end            use-after-poison       past         past
 no_zero                    wrong                  wrong        wrong
 blocks_overlap             -                      race         -

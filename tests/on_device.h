@@ -53,7 +53,7 @@ public:
                            static_cast<int64_t>(reinterpret_cast<uintptr_t>(host.data) % kAlignment) +
                                odd * dtype_bytes(host.dtype)});
         const Copy& copy = copies_.back();
-        std::vector<uint8_t> bytes(static_cast<size_t>(copy.memory.bytes()), kGuard);
+        std::vector<uint8_t> bytes = guard_bytes(copy.memory.bytes());
         if (host.bytes() > 0) {
             std::memcpy(&bytes[static_cast<size_t>(begin(copy))], host.data,
                         static_cast<size_t>(host.bytes()));
@@ -63,7 +63,7 @@ public:
     }
     // Uninitialised memory on the device (NaNs), for scratch.
     Tensor scratch(int64_t bytes) {
-        scratch_.emplace_back(std::vector<uint8_t>(static_cast<size_t>(bytes + kAlignment), kGuard));
+        scratch_.push_back(guard_bytes(bytes + kAlignment));
         std::vector<uint8_t>& host = scratch_.back();
         auto* aligned = reinterpret_cast<uint8_t*>(
             (reinterpret_cast<uintptr_t>(host.data()) + kAlignment - 1) / kAlignment * kAlignment);
@@ -77,7 +77,7 @@ public:
             const int64_t first = begin(copy), last = first + copy.host.bytes();
             for (int64_t i = 0; i < copy.memory.bytes(); ++i) {
                 if (i == first) i = last;
-                if (i == copy.memory.bytes() || bytes[static_cast<size_t>(i)] == kGuard) continue;
+                if (i == copy.memory.bytes() || bytes[static_cast<size_t>(i)] == guard_byte(i)) continue;
                 ADD_FAILURE() << "guard overwritten on " << device_name(device_) << ", byte "
                               << (i < first ? i - first : i - last) << " from the "
                               << (i < first ? "beginning" : "end") << " of " << shape_text(copy.host);
@@ -91,8 +91,14 @@ public:
     }
 
 private:
-    // As f32, as bf16: NaN.
-    static constexpr uint8_t kGuard = 0xff;
+    // Of the i-th byte: as f32 and as bf16 a signalling NaN, which spoils what reads it and does not survive
+    // having something added to it.
+    static constexpr uint8_t guard_byte(int64_t i) { return i % 2 == 0 ? 0xa1 : 0x7f; }
+    static std::vector<uint8_t> guard_bytes(int64_t count) {
+        std::vector<uint8_t> bytes(static_cast<size_t>(count));
+        for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = guard_byte(static_cast<int64_t>(i));
+        return bytes;
+    }
     static constexpr int64_t kGuardBytes = 256, kAlignment = 64;
     struct Copy {
         Tensor host;

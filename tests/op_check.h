@@ -33,17 +33,18 @@ T rounded(double x) {
     }
 }
 
-// n elements of T between guards of 64 bytes and more. Guards and fresh elements are NaNs (as f32 and as
-// bf16) that differ from buffer to buffer: reading past the end spoils the result, writing past it fails the
-// test when the buffer dies, and an output element that nobody set compares unequal to everything. `offset`
-// moves the data that many elements away from a 64-byte boundary.
+// n elements of T between guards of 64 bytes and more. Guards and fresh elements are signalling NaNs (as f32
+// and as bf16) that differ from buffer to buffer: reading past the end spoils the result, writing or adding
+// past it fails the test when the buffer dies (the sum with a signalling NaN is a quiet one), and an output
+// element that nobody set compares unequal to everything. `offset` moves the data that many elements away
+// from a 64-byte boundary.
 template <class T>
 class Guarded {
 public:
     explicit Guarded(int64_t n, int64_t offset = 0)
         : buffer_((n + offset) * static_cast<int64_t>(sizeof(T)) + 2 * kGuardBytes), n_(n), offset_(offset) {
         static uint16_t serial = 0;
-        guard_ = static_cast<uint16_t>(0x7fc1 + serial++ % 60);
+        guard_ = static_cast<uint16_t>(0x7f81 + serial++ % 60);
         auto* words = static_cast<uint16_t*>(buffer_.data());
         std::fill(words, words + buffer_.bytes() / 2, guard_);
     }

@@ -97,8 +97,9 @@ TEST_F(Scripts, LintOfNothingIsNotClean) {
 TEST_F(Scripts, UnknownGroupsOfPackagesAreRefused) {
     const Outcome deps = bash({"scripts/deps.sh", "build", "biuld"});
     EXPECT_EQ(deps.exit_code, 2);
-    EXPECT_EQ(deps.err,
-              "error: deps: unknown group 'biuld'  hint: build, test, bench, lint, demo or peers\n");
+    EXPECT_EQ(
+        deps.err,
+        "error: deps: unknown group 'biuld'  hint: build, test, test-full, bench, lint, demo or peers\n");
 }
 
 namespace {

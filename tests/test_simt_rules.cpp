@@ -49,6 +49,8 @@ enum class Break {
     deadlock,
     spins,
     trap,
+    misaligned_load,
+    misaligned_store,
     misaligned_copy,
     copy_outside,
     copy_to_global,
@@ -109,6 +111,8 @@ __global__ void break_kernel(int* data) {
             while (atomicAdd(data, 0) != 12345) __nanosleep(1);
             break;
         case Break::trap: __trap(); break;
+        case Break::misaligned_load: data[0] = load128(data + 1)[0]; break;
+        case Break::misaligned_store: store128(data + 2, Pack<int>{}); break;
         case Break::misaligned_copy: cp_async16(small, data + 1); break;
         case Break::copy_outside: cp_async16(small, small + 4); break;
         case Break::copy_to_global: cp_async16(data, data); break;
@@ -172,6 +176,11 @@ TEST_F(SimtRules, Barriers) {
                  "16 threads \\(first: 32\\) in __syncwarp at .*test_simt_rules.cpp:[0-9]+; 0 have ended");
     EXPECT_DEATH(break_rule<Break::spins>(32), "threads spin and none of them gets on");
     EXPECT_DEATH(break_rule<Break::trap>(32), "__trap: at .*test_simt_rules.cpp");
+}
+TEST_F(SimtRules, Alignment) {
+    const char* const message = "128-bit access to 0x[0-9a-f]+, which is not aligned to 16 bytes: block";
+    EXPECT_DEATH(break_rule<Break::misaligned_load>(), message);
+    EXPECT_DEATH(break_rule<Break::misaligned_store>(), message);
 }
 TEST_F(SimtRules, SharedMemory) {
     EXPECT_DEATH(break_rule<Break::misaligned_copy>(),

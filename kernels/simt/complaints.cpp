@@ -26,6 +26,9 @@ void violation(const Site* site, const char* format, ...) {
     std::fprintf(stderr, "\n");
     std::abort();
 }
+void misaligned_access(const void* address) {
+    violation(nullptr, "128-bit access to %p, which is not aligned to 16 bytes", address);
+}
 
 #if defined(SIMT_ASAN) || defined(SIMT_MSAN) || defined(SIMT_TSAN)
 CrashReports::CrashReports() {}

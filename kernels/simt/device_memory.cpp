@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -15,12 +16,18 @@ namespace simt {
 namespace {
 
 constexpr size_t kAlignment = 256;
-// Bytes on either side of an allocation that a kernel must leave at 0xff. AddressSanitizer has its own.
+// Bytes on either side of an allocation that a kernel must leave as they are: signalling NaNs, which no sum
+// leaves alone. AddressSanitizer has its own.
 #if defined(SIMT_ASAN)
 constexpr size_t kGuard = 0;
 #else
 constexpr size_t kGuard = 256;
 #endif
+std::array<unsigned char, kGuard> guard() {
+    std::array<unsigned char, kGuard> bytes = {};
+    for (size_t i = 0; i < kGuard; ++i) bytes[i] = i % 2 == 0 ? 0xa1 : 0x7f;
+    return bytes;
+}
 
 struct Allocation {
     uintptr_t complement;  // ~address: LeakSanitizer must not take this list for an owner
@@ -60,8 +67,11 @@ void* allocate(size_t bytes, bool pinned) {
     if (!pinned && bytes > device_bytes_total() - device_bytes_used()) return nullptr;
     void* memory = nullptr;
     if (posix_memalign(&memory, kAlignment, bytes + 2 * kGuard) != 0) return nullptr;
-    std::memset(memory, 0xff, bytes + 2 * kGuard);
     memory = static_cast<char*>(memory) + kGuard;
+    std::memset(memory, 0xff, bytes);
+    const auto untouched = guard();
+    std::copy(untouched.begin(), untouched.end(), static_cast<unsigned char*>(memory) - kGuard);
+    std::copy(untouched.begin(), untouched.end(), static_cast<unsigned char*>(memory) + bytes);
     undefine(memory, bytes);
     const uintptr_t address = reinterpret_cast<uintptr_t>(memory);
     allocations().sorted.insert(beyond(address), {~address, bytes, pinned});
@@ -106,7 +116,7 @@ bool is_device_memory(const void* address, size_t bytes) {
 }
 
 void check_guards() {
-    static const std::vector<unsigned char> untouched(kGuard, 0xff);
+    const auto untouched = guard();
     for (const Allocation& a : allocations().sorted) {
         if (std::memcmp(a.memory() + a.bytes, untouched.data(), kGuard) != 0) {
             violation(nullptr, "a kernel wrote past the end of an allocation of %zu bytes", a.bytes);

@@ -48,6 +48,12 @@ void set_seed(uint64_t seed);
 
 // ---- inside kernels ---------------------------------------------------------------------------------------
 
+[[noreturn]] void misaligned_access(const void* address);
+// load128 and store128: this processor would often let it pass.
+inline void check_aligned128(const void* address) {
+    if (reinterpret_cast<uintptr_t>(address) % 16 != 0) misaligned_access(address);
+}
+
 // Shared memory of the current block: one array for each `site`, filled with 0xff (NaN, -1) at the block's
 // start.
 void* shared_array(const void* site, size_t bytes, size_t alignment, const char* file, int line);
