@@ -166,7 +166,8 @@ std::vector<Source> read_sources(const std::string& path) {
         if (!root[i].is_object())
             fail_input({.what = "a source is not an object", .where = where, .hint = hint});
         Source source;
-        for (const auto& [name, value] : root[i].items()) {
+        for (const auto& item : root[i].items()) {
+            const std::string& name = item.key();
             const auto* key = std::find_if(std::begin(kKeys), std::end(kKeys),
                                            [&](const Key& k) { return k.name == name; });
             if (key == std::end(kKeys)) {
@@ -176,9 +177,9 @@ std::vector<Source> read_sources(const std::string& path) {
                             .hint = near.empty() ? "keys: name path license consent origin lang added"
                                                  : cat({"did you mean \"", near, "\"?"})});
             }
-            if (!value.is_string())
+            if (!item.value().is_string())
                 fail_input({.what = cat({"\"", name, "\" is not a string"}), .where = where});
-            source.*key->member = value.get<std::string>();
+            source.*key->member = item.value().get<std::string>();
         }
         if (source.name.empty() || source.path.empty()) {
             fail_input({.what = "a source needs \"name\" and \"path\"", .where = where, .hint = hint});

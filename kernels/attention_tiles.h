@@ -222,7 +222,7 @@ void pack_paired(float* to, int64_t words, const T* from, int64_t stride, int64_
 SIMD_INLINE Vec interleave(Vec a, Vec b, bool upper) {
     VecI order;
     for (int i = 0; i < kWidth; ++i) order[i] = i / 2 + (i % 2) * kWidth + (upper ? kWidth / 2 : 0);
-    return __builtin_shuffle(a, b, order);
+    return shuffle(a, b, order);
 }
 
 // to[c][r] = from[r][c] for words; rows and columns are multiples of kWidth. A perfect shuffle per level.

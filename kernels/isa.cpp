@@ -10,7 +10,7 @@ namespace {
 constexpr const char* kNames[] = {"plain", "avx2", "avx512", "avx512_bf16"};
 
 Isa detect() {
-#ifdef __x86_64__
+#if defined(X86_ISAS)
     __builtin_cpu_init();  // reads CPUID and, for the wide registers, what the kernel saves (XGETBV)
     const bool avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");

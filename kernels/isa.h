@@ -19,13 +19,18 @@ Isa isa_from_name(const char* name);  // "auto" gives best_isa(); InputError for
 #define ISA_PLAIN 1
 #endif
 
+// A build may leave all but `plain` out (MemorySanitizer's: make test-full).
+#if defined(__x86_64__) && !defined(INGOT_PLAIN_ONLY)
+#define X86_ISAS 1
+#endif
+
 // KERNEL_ENTRY(void, name, (int a, int b), (a, b)), at file scope behind the namespace: the public function
 // of the header, for what is the CPU's alone.
 #if !defined(ISA_PLAIN)
 #define KERNEL_ENTRY(result, name, parameters, arguments)
 #define DEVICE_ENTRY(device, result, name, parameters, arguments)
 #else
-#if defined(__x86_64__)
+#if defined(X86_ISAS)
 #define DECLARE_ISAS(result, name, parameters) \
     namespace isa_avx2 {                       \
     result name parameters;                    \

@@ -85,8 +85,8 @@ SIMD_INLINE void transpose_step(VecU (&x)[kWidth]) {
     for (int i = 0; i < kWidth; ++i) {
         if ((i & Distance) != 0) continue;
         const VecU a = x[i], b = x[i + Distance];
-        x[i] = __builtin_shuffle(a, b, low);
-        x[i + Distance] = __builtin_shuffle(a, b, high);
+        x[i] = shuffle(a, b, low);
+        x[i + Distance] = shuffle(a, b, high);
     }
 }
 SIMD_INLINE void transpose(VecU (&x)[kWidth]) {

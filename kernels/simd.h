@@ -62,6 +62,18 @@ SIMD_INLINE void store(bf16* p, Vec v) {
 #endif
 }
 
+// Lane i is lane index[i] of a, or lane index[i] - kWidth of b.
+template <class V>
+SIMD_INLINE V shuffle(V a, V b, VecI index) {
+#if defined(__clang__)  // MemorySanitizer's build; clang shuffles by constants only
+    V out;
+    for (int i = 0; i < kWidth; ++i) out[i] = index[i] < kWidth ? a[index[i]] : b[index[i] - kWidth];
+    return out;
+#else
+    return __builtin_shuffle(a, b, index);
+#endif
+}
+
 // The first n (0..kWidth) elements; the others read as `fill` and are not touched in memory.
 template <class T>
 SIMD_INLINE Vec load_first(const T* p, int64_t n, float fill = 0) {

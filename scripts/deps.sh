@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what is missing from the distribution's packages and says what for; does nothing when all is there.
-#   scripts/deps.sh build|test|bench|lint|demo|peers ...     each word adds its packages
+#   scripts/deps.sh build|test|test-full|bench|lint|demo|peers ...     each word adds its packages
 #   scripts/deps.sh unpack DIR build|test|bench ...          installs nothing: headers and libraries into DIR, for a
 #                                                            machine without network (DEPS_DIR of scripts/gpu_check.sh)
 set -euo pipefail
@@ -22,6 +22,11 @@ LIST
             ;;
         test) cat <<'LIST'
 libgtest-dev         GoogleTest
+LIST
+            ;;
+        test-full) cat <<'LIST'
+clang                MemorySanitizer
+googletest           GoogleTest's sources, to be built with it
 LIST
             ;;
         bench) cat <<'LIST'
@@ -56,7 +61,7 @@ if [ "${1:-}" = unpack ]; then
 fi
 for group in "$@"; do
     packages "$group" >/dev/null || {
-        echo "error: deps: unknown group '$group'  hint: build, test, bench, lint, demo or peers" >&2
+        echo "error: deps: unknown group '$group'  hint: build, test, test-full, bench, lint, demo or peers" >&2
         exit 2
     }
 done

@@ -173,8 +173,9 @@ void read_added_tokens(const Node& list, const Json& vocabulary, TokenizerModel&
 }
 
 void read_vocabulary(const Node& node, TokenizerModel& model) {
-    for (const auto& [text, value] : node.json().items()) {
-        const Node entry(&value, cat({node.where(), "[", json_quote(text), "]"}));
+    for (const auto& item : node.json().items()) {
+        const std::string& text = item.key();
+        const Node entry(&item.value(), cat({node.where(), "[", json_quote(text), "]"}));
         const int32_t id = entry.id();
         const bool added = std::any_of(model.added.begin(), model.added.end(),
                                        [&](const AddedToken& token) { return token.content == text; });
