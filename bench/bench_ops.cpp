@@ -160,16 +160,16 @@ void add_heads(DType dtype, const std::string& suffix) {
 }
 
 void add_elementwise(DType dtype, const std::string& suffix) {
-    const auto unary = [&](const char* name, void (*forward)(Tensor, Tensor, Stream),
-                           void (*backward)(Tensor, Tensor, Tensor, Stream)) {
+    const auto unary = [&](const char* name, void (*forward)(Tensor, Tensor, Tensor, Stream),
+                           void (*backward)(Tensor, Tensor, Tensor, Tensor, Stream)) {
         add(name + ("_forward" + suffix), [=](Tensors& t) {
             const Tensor x = t.make(dtype, kTokens, kHidden), y = t.make(dtype, kTokens, kHidden);
-            return Work{[=] { forward(y, x, {}); }, 2 * x.bytes()};
+            return Work{[=] { forward(y, x, {}, {}); }, 2 * x.bytes()};
         });
         add(name + ("_backward" + suffix), [=](Tensors& t) {
             const Tensor x = t.make(dtype, kTokens, kHidden), dy = t.make(dtype, kTokens, kHidden),
                          dx = t.make(dtype, kTokens, kHidden);
-            return Work{[=] { backward(dx, x, dy, {}); }, 3 * x.bytes()};
+            return Work{[=] { backward(dx, x, dy, {}, {}); }, 3 * x.bytes()};
         });
     };
     unary("gelu", gelu_forward, gelu_backward);

@@ -60,11 +60,11 @@ void add_heads(Rows& rows, const ModelConfig& c, int64_t n, int64_t length) {
             rope_table(table.tensor(DType::f32).view(length, d), 1e4, {}, length, length);
             const Tensor on_device = t.copy_of(table.tensor(DType::f32).view(length, d));
             const Tensor qkv = t.make(dtype, n, wide), positions = t.positions(n / length, length);
-            return [=] { op(qkv, on_device, positions, h, k, Stream{}); };
+            return [=] { op(qkv, on_device, positions, h, k); };
         });
     };
-    rope("forward", rope_forward);
-    rope("backward", rope_backward);
+    rope("forward", [](auto... arguments) { rope_forward(arguments...); });
+    rope("backward", [](auto... arguments) { rope_backward(arguments...); });
     rows.add("qknorm", "forward", sizes, 3 * bytes, 0, [=](GpuTensors& t) -> Run {
         const Tensor qkv = t.make(dtype, n, wide), raw = t.make(dtype, n, (h + k) * d);
         const Tensor rstd = t.make(DType::f32, n, h + k), wq = t.make(dtype, d), wk = t.make(dtype, d);
@@ -98,12 +98,12 @@ void add_activations(Rows& rows, const ModelConfig& c, int64_t n) {
     const auto unary = [&](const char* op, auto forward, auto backward) {
         rows.add(op, "forward", sizes, 2 * bytes, 0, [=](GpuTensors& t) -> Run {
             const Tensor out = t.make(dtype, n, wide), inp = t.make(dtype, n, wide);
-            return [=] { forward(out, inp, Stream{}); };
+            return [=] { forward(out, inp, {}, {}); };
         });
         rows.add(op, "backward", sizes, 3 * bytes, 0, [=](GpuTensors& t) -> Run {
             const Tensor dinp = t.make(dtype, n, wide), inp = t.make(dtype, n, wide);
             const Tensor dout = t.make(dtype, n, wide);
-            return [=] { backward(dinp, inp, dout, Stream{}); };
+            return [=] { backward(dinp, inp, dout, {}, {}); };
         });
     };
     unary("gelu", gelu_forward, gelu_backward);

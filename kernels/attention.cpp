@@ -2,6 +2,7 @@
 // head. Tiles start at their document's first token, so neither neighbours in the batch nor the cut matter.
 #include "kernels/attention_forward.h"
 #include "kernels/check.h"
+#include "kernels/quantize.h"
 
 #ifdef ISA_PLAIN
 namespace {
@@ -38,13 +39,16 @@ void check_training(const ArgumentCheck& check, const Tensor& out, const Tensor&
 }  // namespace
 
 void check_attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
-                             const AttentionShape& shape) {
-    check_training({"attention_forward", qkv.device}, out, lse, qkv, cu_seqlens, shape);
+                             const AttentionShape& shape, Tensor absmax) {
+    const ArgumentCheck check{"attention_forward", qkv.device};
+    check_training(check, out, lse, qkv, cu_seqlens, shape);
+    check.absmax(absmax);
 }
 
 void check_attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
-                              const AttentionShape& shape) {
+                              const AttentionShape& shape, Tensor absmax) {
     const ArgumentCheck check{"attention_backward", qkv.device};
+    check.absmax(absmax);
     check_training(check, out, lse, qkv, cu_seqlens, shape);
     check.like("dqkv", dqkv, qkv);
     check.like("dout", dout, out);
@@ -116,17 +120,19 @@ void forward(const Tensor& out, const Tensor& lse, const Tensor& qkv, const Tens
 }  // namespace
 
 void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, const AttentionShape& shape,
-                       MatmulMath math, Stream) {
-    check_attention_forward(out, lse, qkv, cu_seqlens, shape);
+                       MatmulMath math, Tensor absmax, Stream) {
+    check_attention_forward(out, lse, qkv, cu_seqlens, shape, absmax);
     if (qkv.dims[0] == 0) return;
-    if (qkv.dtype == DType::bf16) return forward<Bfloat16, bf16>(out, lse, qkv, cu_seqlens, shape);
-    if (math == MatmulMath::bf16) return forward<Bfloat16, float>(out, lse, qkv, cu_seqlens, shape);
-    forward<Float32, float>(out, lse, qkv, cu_seqlens, shape);
+    const auto chosen = qkv.dtype == DType::bf16   ? forward<Bfloat16, bf16>
+                        : math == MatmulMath::bf16 ? forward<Bfloat16, float>
+                                                   : forward<Float32, float>;
+    chosen(out, lse, qkv, cu_seqlens, shape);
+    if (!absmax.absent()) raise_absmax(absmax, out);
 }
 
 }  // namespace ISA_NAMESPACE
 
 DEVICE_ENTRY(qkv.device, void, attention_forward,
              (Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, const AttentionShape& shape,
-              MatmulMath math, Stream stream),
-             (out, lse, qkv, cu_seqlens, shape, math, stream))
+              MatmulMath math, Tensor absmax, Stream stream),
+             (out, lse, qkv, cu_seqlens, shape, math, absmax, stream))

@@ -9,6 +9,7 @@
 #include "kernels/attention.h"
 
 #include "kernels/attention_hopper.h"
+#include "kernels/quantize.h"
 
 namespace GPU_NAMESPACE {
 namespace {
@@ -127,18 +128,20 @@ template void forward_on_tensor_cores(const AttentionProblem<float>&, float*, fl
 template void forward_on_tensor_cores(const AttentionProblem<bf16>&, bf16*, float*, Stream);
 
 void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, const AttentionShape& shape,
-                       MatmulMath math, Stream stream) {
-    check_attention_forward(out, lse, qkv, cu_seqlens, shape);
+                       MatmulMath math, Tensor absmax, Stream stream) {
+    check_attention_forward(out, lse, qkv, cu_seqlens, shape, absmax);
     float* const lse_rows = lse.as<float>();
     if (qkv.dtype == DType::bf16) {
-        const auto problem = training_problem<bf16>(qkv, cu_seqlens, shape, out);
+        const auto problem = training_problem<bf16>(qkv, cu_seqlens, shape, absmax, out);
         return (runs_on_hopper(problem)
                     ? forward_on_hopper
                     : forward_on_tensor_cores<bf16>)(problem, out.as<bf16>(), lse_rows, stream);
     }
-    const auto problem = training_problem<float>(qkv, cu_seqlens, shape, out);
-    if (math == MatmulMath::bf16) return forward_on_tensor_cores(problem, out.as<float>(), lse_rows, stream);
-    forward_in_f32(problem, out.as<float>(), lse_rows, stream);
+    const auto problem = training_problem<float>(qkv, cu_seqlens, shape, absmax, out);
+    (math == MatmulMath::bf16 ? forward_on_tensor_cores<float> : forward_in_f32)(problem, out.as<float>(),
+                                                                                 lse_rows, stream);
+    if (!absmax.absent())
+        raise_absmax(absmax, out, stream);  // FP8 training has no f32: its kernels are spared
 }
 
 }  // namespace GPU_NAMESPACE

@@ -9,6 +9,8 @@
 //   qkv         in   [N, (H+2K)*D]  same dtype as out, after RoPE
 //   cu_seqlens  in   [S+1]     i32: 0 first, ascending, N last; equal neighbours (an empty document) may be
 //                              anywhere, as padding of a fixed S
+//   absmax      inout [1] f32 or absent, raised to the largest |out|, in the backward pass |dqkv|
+//                              (kernels/quantize.h)
 //
 // window 0: unlimited. D: any multiple of 8 up to 256. bf16 tensors always multiply in bf16; MatmulMath::bf16
 // rounds f32 operands (and, as for bf16 tensors, P and dS) to bf16. Sums, softmax and lse are f32. A token's
@@ -27,7 +29,7 @@ struct AttentionShape {
 };
 
 void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, const AttentionShape& shape,
-                       MatmulMath math, Stream stream = {});
+                       MatmulMath math, Tensor absmax = {}, Stream stream = {});
 
 //   dqkv        out  [N, (H+2K)*D], set        dout, out  in  [N, H*D]
 //   scratch     attention_backward_scratch_bytes(...), for the present threads and instruction set: ask after
@@ -36,7 +38,8 @@ void attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens, co
 int64_t attention_backward_scratch_bytes(int64_t num_tokens, int64_t max_seqlen, int64_t head_dim,
                                          const AttentionShape& shape, Device device = Device::cpu);
 void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
-                        const AttentionShape& shape, MatmulMath math, Tensor scratch, Stream stream = {});
+                        const AttentionShape& shape, MatmulMath math, Tensor scratch, Tensor absmax = {},
+                        Stream stream = {});
 
 // Decoding: n new queries of one sequence at positions past .. past+n-1 against a cache that already holds
 // their keys and values.   out [n, H*D]   qkv [n, (H+2K)*D] (queries are read)   k_cache, v_cache [maxT, K*D]
@@ -52,8 +55,8 @@ AttentionKernel forced_attention_kernel();
 
 // Both backends'; each throws InternalError. What only the device can read is not checked.
 void check_attention_forward(Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
-                             const AttentionShape& shape);
+                             const AttentionShape& shape, Tensor absmax);
 void check_attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
-                              const AttentionShape& shape);  // but for scratch
+                              const AttentionShape& shape, Tensor absmax);  // but for scratch
 void check_attention_cached(Tensor out, Tensor qkv, Tensor k_cache, Tensor v_cache, int64_t past,
                             const AttentionShape& shape);

@@ -10,6 +10,7 @@
 #include "core/threads.h"
 #include "kernels/attention_tiles.h"
 #include "kernels/check.h"
+#include "kernels/quantize.h"
 
 namespace ISA_NAMESPACE {
 namespace {
@@ -333,8 +334,8 @@ int64_t attention_backward_scratch_bytes(int64_t num_tokens, int64_t max_seqlen,
 }
 
 void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
-                        const AttentionShape& shape, MatmulMath math, Tensor scratch, Stream) {
-    check_attention_backward(dqkv, dout, out, lse, qkv, cu_seqlens, shape);
+                        const AttentionShape& shape, MatmulMath math, Tensor scratch, Tensor absmax, Stream) {
+    check_attention_backward(dqkv, dout, out, lse, qkv, cu_seqlens, shape, absmax);
     if (qkv.dims[0] == 0) return;
     int64_t max_length = 0;
     const int32_t* bounds = cu_seqlens.as<int32_t>();
@@ -346,13 +347,11 @@ void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor
     check.scratch(scratch, ISA_NAMESPACE::attention_backward_scratch_bytes(qkv.dims[0], max_length, dim,
                                                                            shape, Device::cpu));
     const BackwardProblem problem = problem_of(qkv.dims[0], max_length, dim, shape);
-    if (qkv.dtype == DType::bf16) {
-        backward<Bfloat16, bf16>(dqkv, dout, out, lse, qkv, cu_seqlens, problem, scratch);
-    } else if (math == MatmulMath::bf16) {
-        backward<Bfloat16, float>(dqkv, dout, out, lse, qkv, cu_seqlens, problem, scratch);
-    } else {
-        backward<Float32, float>(dqkv, dout, out, lse, qkv, cu_seqlens, problem, scratch);
-    }
+    const auto chosen = qkv.dtype == DType::bf16   ? backward<Bfloat16, bf16>
+                        : math == MatmulMath::bf16 ? backward<Bfloat16, float>
+                                                   : backward<Float32, float>;
+    chosen(dqkv, dout, out, lse, qkv, cu_seqlens, problem, scratch);
+    if (!absmax.absent()) raise_absmax(absmax, dqkv);
 }
 
 }  // namespace ISA_NAMESPACE
@@ -363,5 +362,5 @@ DEVICE_ENTRY(device, int64_t, attention_backward_scratch_bytes,
              (num_tokens, max_seqlen, head_dim, shape, device))
 DEVICE_ENTRY(qkv.device, void, attention_backward,
              (Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
-              const AttentionShape& shape, MatmulMath math, Tensor scratch, Stream stream),
-             (dqkv, dout, out, lse, qkv, cu_seqlens, shape, math, scratch, stream))
+              const AttentionShape& shape, MatmulMath math, Tensor scratch, Tensor absmax, Stream stream),
+             (dqkv, dout, out, lse, qkv, cu_seqlens, shape, math, scratch, absmax, stream))

@@ -11,6 +11,7 @@
 // keys (the transposed scores) for dK and dV, so that dS always is the left operand of the next product.
 #include "kernels/attention_hopper.h"
 #include "kernels/check.h"
+#include "kernels/quantize.h"
 
 namespace GPU_NAMESPACE {
 namespace {
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(dq_shape(kDim).threads(), dq_shape(kDim).block
         }
         multiply<kRowTiles, kDim>(dq, problem.scale);
         store_rows<kRowTiles, kDim>(tensors.dq + q_at + row * problem.q_stride, problem.q_stride, dq,
-                                    rows - row, problem.dim, problem.aligned, q_tile, row);
+                                    rows - row, problem.dim, problem.aligned, q_tile, row, problem.absmax);
     }
 }
 
@@ -312,11 +313,11 @@ __global__ void __launch_bounds__(dkv_shape(kDim).threads(), dkv_shape(kDim).blo
         if constexpr (kWantDk) {
             multiply<kRowTiles, kDim>(dk, problem.scale);
             store_rows<kRowTiles, kDim>(tensors.dk + at, problem.kv_stride, dk, rows - row, problem.dim,
-                                        problem.aligned, k_tile, row);
+                                        problem.aligned, k_tile, row, problem.absmax);
         }
         if constexpr (kWantDv) {
             store_rows<kRowTiles, kDim>(tensors.dv + at, problem.kv_stride, dv, rows - row, problem.dim,
-                                        problem.aligned, v_tile, row);
+                                        problem.aligned, v_tile, row, problem.absmax);
         }
     }
 }
@@ -344,8 +345,9 @@ void compute_dk_dv(const AttentionProblem<T>& problem, const BackwardTensors<T>&
 
 template <class T, bool kTensorCores>
 void backward(const Tensor& dqkv, const Tensor& dout, const Tensor& out, const Tensor& lse, const Tensor& qkv,
-              const Tensor& cu_seqlens, const AttentionShape& shape, const Tensor& scratch, Stream stream) {
-    const auto problem = training_problem<T>(qkv, cu_seqlens, shape, dqkv, dout, out);
+              const Tensor& cu_seqlens, const AttentionShape& shape, const Tensor& scratch,
+              const Tensor& absmax, Stream stream) {
+    const auto problem = training_problem<T>(qkv, cu_seqlens, shape, absmax, dqkv, dout, out);
     T* const dq = dqkv.as<T>();
     float* const delta = static_cast<float*>(scratch.data);
     const BackwardTensors<T> tensors{
@@ -370,18 +372,20 @@ int64_t attention_backward_scratch_bytes(int64_t num_tokens, int64_t, int64_t, c
 }
 
 void attention_backward(Tensor dqkv, Tensor dout, Tensor out, Tensor lse, Tensor qkv, Tensor cu_seqlens,
-                        const AttentionShape& shape, MatmulMath math, Tensor scratch, Stream stream) {
-    check_attention_backward(dqkv, dout, out, lse, qkv, cu_seqlens, shape);
+                        const AttentionShape& shape, MatmulMath math, Tensor scratch, Tensor absmax,
+                        Stream stream) {
+    check_attention_backward(dqkv, dout, out, lse, qkv, cu_seqlens, shape, absmax);
     const ArgumentCheck check{"attention_backward", qkv.device};
     check.scratch(scratch,
                   GPU_NAMESPACE::attention_backward_scratch_bytes(qkv.dims[0], 0, 0, shape, qkv.device));
     if (qkv.dtype == DType::bf16) {
-        backward<bf16, true>(dqkv, dout, out, lse, qkv, cu_seqlens, shape, scratch, stream);
+        backward<bf16, true>(dqkv, dout, out, lse, qkv, cu_seqlens, shape, scratch, absmax, stream);
     } else if (math == MatmulMath::bf16) {
-        backward<float, true>(dqkv, dout, out, lse, qkv, cu_seqlens, shape, scratch, stream);
+        backward<float, true>(dqkv, dout, out, lse, qkv, cu_seqlens, shape, scratch, absmax, stream);
     } else {
-        backward<float, false>(dqkv, dout, out, lse, qkv, cu_seqlens, shape, scratch, stream);
+        backward<float, false>(dqkv, dout, out, lse, qkv, cu_seqlens, shape, scratch, absmax, stream);
     }
+    if (qkv.dtype == DType::f32 && !absmax.absent()) raise_absmax(absmax, dqkv, stream);
 }
 
 }  // namespace GPU_NAMESPACE

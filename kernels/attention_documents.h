@@ -12,7 +12,7 @@
 #include <type_traits>
 
 #include "kernels/attention.h"
-#include "kernels/gpu.h"
+#include "kernels/gpu_absmax.h"
 
 namespace GPU_NAMESPACE {
 
@@ -50,7 +50,8 @@ struct AttentionProblem {
     int dim;                        // D
     Visibility visibility;
     float scale;
-    bool aligned;  // all rows of all tensors allow 128-bit access
+    bool aligned;      // all rows of all tensors allow 128-bit access
+    uint32_t* absmax;  // null, or raised to the largest magnitude of what the pass stores; bf16 only
 
     __device__ int bound(int document) const {
         return bounds != nullptr ? bounds[document] : document * num_tokens;
@@ -138,7 +139,7 @@ AttentionProblem<T> problem_of(const AttentionShape& shape, int64_t dim, int64_t
 // The problem of a training pass; `others`: its tensors beside qkv.
 template <class T, class... Tensors>
 AttentionProblem<T> training_problem(const Tensor& qkv, const Tensor& cu_seqlens, const AttentionShape& shape,
-                                     const Tensors&... others) {
+                                     const Tensor& absmax, const Tensors&... others) {
     const int64_t h = shape.num_heads, k = shape.num_kv_heads, dim = qkv.dims[1] / (h + 2 * k);
     AttentionProblem<T> problem = problem_of<T>(shape, dim, qkv.dims[0], qkv.dims[0]);
     problem.q = qkv.as<T>();
@@ -148,6 +149,7 @@ AttentionProblem<T> training_problem(const Tensor& qkv, const Tensor& cu_seqlens
     problem.bounds = cu_seqlens.as<int32_t>();
     problem.num_documents = static_cast<int>(cu_seqlens.dims[0] - 1);
     problem.aligned = is_aligned128(qkv.data, others.data...);
+    if (sizeof(T) == 2) problem.absmax = absmax_bits(absmax);
     return problem;
 }
 

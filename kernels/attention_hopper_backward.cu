@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
             named_barrier_sync(kOwnBarrier + consumer, kWarpgroup);
             multiply<1, kDim>(dq, problem.scale);
             store_rows<1, kDim>(tensors.dq + (first_token + row) * problem.q_stride + head * kDim,
-                                problem.q_stride, dq, rows - row, kDim, true, q_tile, row);
+                                problem.q_stride, dq, rows - row, kDim, true, q_tile, row, problem.absmax);
             fence_proxy_async();
             release(queries->empty);
             ++owned.passed;
@@ -300,8 +300,10 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
             const int rows = min(kOwnedRows, tile.length - tile.first);
             const int64_t at = (int64_t{tile.begin} + first_key) * problem.kv_stride + kv_head * problem.dim;
             multiply<1, kDim>(dk, problem.scale);
-            store_rows<1, kDim>(tensors.dk + at, problem.kv_stride, dk, rows - row, kDim, true, k_tile, row);
-            store_rows<1, kDim>(tensors.dv + at, problem.kv_stride, dv, rows - row, kDim, true, v_tile, row);
+            store_rows<1, kDim>(tensors.dk + at, problem.kv_stride, dk, rows - row, kDim, true, k_tile, row,
+                                problem.absmax);
+            store_rows<1, kDim>(tensors.dv + at, problem.kv_stride, dv, rows - row, kDim, true, v_tile, row,
+                                problem.absmax);
             fence_proxy_async();
             release(keys->empty);
             ++owned.passed;

@@ -247,10 +247,10 @@ __device__ void multiply(Sums<kRowTiles, kDim>& sums, float factor) {
 
 // A warp's sums to the first `count` of its rows in global memory. `rows` is the first of them; `staging` is
 // a tile of shared memory whose rows from `row` on only this warp has ever read: bf16 results pass through
-// them, so that they leave in whole chunks.
+// them, so that they leave in whole chunks. They raise *absmax where it is not null.
 template <int kRowTiles, int kDim, class T>
 __device__ void store_rows(T* rows, int64_t stride, const Sums<kRowTiles, kDim>& sums, int count, int dim,
-                           bool aligned, bf16* staging, int row) {
+                           bool aligned, bf16* staging, int row, [[maybe_unused]] uint32_t* absmax) {
     const int lane = threadIdx.x % kWarp;
     if constexpr (sizeof(T) == 4) {
         UNROLL
@@ -284,20 +284,24 @@ __device__ void store_rows(T* rows, int64_t stride, const Sums<kRowTiles, kDim>&
         __syncwarp();
         constexpr int kAcross = chunks_across(kDim), kStep = kWarp / kAcross;
         const int chunk = lane % kAcross, first = lane / kAcross;
+        LargestMagnitude largest(absmax);
         UNROLL
         for (int i = 0; i < kRowTiles * 16; i += kStep) {
             T* const to = rows + (first + i) * stride + chunk * 8;
             UNROLL
             for (int c = 0; c < kDim / 8; c += kAcross) {
                 if (first + i >= count || (chunk + c) * 8 >= dim) continue;
-                const Pack<bf16> values = load128(staging + tile_at<kDim>(row + first + i, chunk + c));
+                const Elements<bf16, 8> values =
+                    load_elements<8>(staging + tile_at<kDim>(row + first + i, chunk + c));
                 if (aligned) {
-                    store128(to + c * 8, values);
+                    store_elements(to + c * 8, values);
                 } else {
                     for (int j = 0; j < 8; ++j) to[c * 8 + j] = values[j];
                 }
+                largest.add(values);
             }
         }
+        largest.raise_by_warp();
     }
 }
 
@@ -326,7 +330,7 @@ __device__ void store_weighted_means(const AttentionProblem<T>& problem, T* out,
     multiply<kRowTiles, kDim>(sums, inverse);
     store_rows<kRowTiles, kDim>(out + (first_token + row) * problem.out_stride() + head * problem.dim,
                                 problem.out_stride(), sums, rows - row, problem.dim, problem.aligned, staging,
-                                row);
+                                row, problem.absmax);
 }
 
 }  // namespace GPU_NAMESPACE

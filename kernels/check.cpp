@@ -92,6 +92,10 @@ void ArgumentCheck::ids(const char* argument, const Tensor& t, int64_t count, in
     }
 }
 
+void ArgumentCheck::absmax(const Tensor& t) const {
+    if (!t.absent()) tensor("absmax", t, DType::f32, {1});
+}
+
 void ArgumentCheck::that(bool condition, const char* argument, const char* expected, double actual) const {
     if (!condition) fail(*this, argument, expected, cat({actual}));
 }

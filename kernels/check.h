@@ -22,6 +22,7 @@ struct ArgumentCheck {
               const Tensor& other) const;                // dtype and shape of another
     void scratch(const Tensor& t, int64_t bytes) const;  // at least
     void ids(const char* argument, const Tensor& t, int64_t count, int64_t begin,
-             int64_t end) const;  // i32 [begin, end), which is looked at on the CPU only
+             int64_t end) const;         // i32 [begin, end), which is looked at on the CPU only
+    void absmax(const Tensor& t) const;  // [1] f32, or absent
     void that(bool condition, const char* argument, const char* expected, double actual) const;
 };

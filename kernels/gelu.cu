@@ -19,21 +19,24 @@ struct GeluGradient {
 
 }  // namespace
 
-void gelu_forward(Tensor out, Tensor inp, Stream stream) {
-    check_gelu("gelu_forward", inp, "out", out, "inp", inp);
+void gelu_forward(Tensor out, Tensor inp, Tensor absmax, Stream stream) {
+    check_gelu("gelu_forward", inp, "out", out, "inp", inp, absmax);
+    uint32_t* const raised = absmax_bits(absmax);
     if (inp.dtype == DType::f32) {
-        return map_elements(Gelu<float>{}, out.as<float>(), inp.as<float>(), inp.size(), stream);
+        return map_elements(Gelu<float>{}, out.as<float>(), inp.as<float>(), inp.size(), stream, raised);
     }
-    map_elements(Gelu<bf16>{}, out.as<bf16>(), inp.as<bf16>(), inp.size(), stream);
+    map_elements(Gelu<bf16>{}, out.as<bf16>(), inp.as<bf16>(), inp.size(), stream, raised);
 }
 
-void gelu_backward(Tensor dinp, Tensor inp, Tensor dout, Stream stream) {
-    check_gelu("gelu_backward", inp, "dinp", dinp, "dout", dout);
+void gelu_backward(Tensor dinp, Tensor inp, Tensor dout, Tensor absmax, Stream stream) {
+    check_gelu("gelu_backward", inp, "dinp", dinp, "dout", dout, absmax);
+    uint32_t* const raised = absmax_bits(absmax);
     if (inp.dtype == DType::f32) {
         return map_elements(GeluGradient<float>{}, dinp.as<float>(), inp.as<float>(), dout.as<float>(),
-                            inp.size(), stream);
+                            inp.size(), stream, raised);
     }
-    map_elements(GeluGradient<bf16>{}, dinp.as<bf16>(), inp.as<bf16>(), dout.as<bf16>(), inp.size(), stream);
+    map_elements(GeluGradient<bf16>{}, dinp.as<bf16>(), inp.as<bf16>(), dout.as<bf16>(), inp.size(), stream,
+                 raised);
 }
 
 }  // namespace GPU_NAMESPACE

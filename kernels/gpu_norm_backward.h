@@ -8,7 +8,7 @@
 // added in order (kernels/gpu_row_sums.h): how the rows are cut depends on the shape only. While one row is
 // reduced the next is on its way.
 #pragma once
-#include "kernels/gpu_elements.h"
+#include "kernels/gpu_absmax.h"
 #include "kernels/gpu_row_sums.h"
 #include "kernels/gpu_rows.h"
 #include "kernels/gpu_workspace.h"
@@ -39,7 +39,7 @@ template <class T, int kPack, int kHeld, bool kLayerNorm>
 __global__ void __launch_bounds__(kNormThreads, 1)
     norm_backward_kernel(T* dx, float* chunk_sums, const T* dy, const T* x, const T* w, const float* mean,
                          const float* rstd, int64_t num_rows, int64_t rows_per_chunk, int channels,
-                         bool accumulate_dx) {
+                         bool accumulate_dx, uint32_t* absmax) {
     wait_for_previous();
     let_next_start();
     constexpr int kSums = kLayerNorm ? 2 : 1;
@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(kNormThreads, 1)
     Part weight[kHeld] = {}, next_x[kHeld] = {}, next_dy[kHeld] = {};
     Floats<kPack> dw[kHeld] = {}, db[kHeld] = {};
     float next_mean = 0, next_rstd = 0;
+    LargestMagnitude largest(absmax);
     const auto fetch = [&](int64_t row) {
         UNROLL for (int i = 0; i < kHeld; ++i) {
             const int pack = i * num_threads + thread;
@@ -125,7 +126,9 @@ __global__ void __launch_bounds__(kNormThreads, 1)
                 result[k] = r * ((kLayerNorm ? g - mean_g : g) - xhat * mean_g_xhat);
                 if (accumulate_dx) result[k] += to_float(old_part[k]);
             }
-            store_elements(dx + at + c, rounded_to<T>(result));
+            const Part rounded = rounded_to<T>(result);
+            store_elements(dx + at + c, rounded);
+            largest.add(rounded);
         };
         UNROLL for (int i = 0; i < kHeld; ++i) {
             const int pack = i * num_threads + thread;
@@ -153,11 +156,12 @@ __global__ void __launch_bounds__(kNormThreads, 1)
         store_floats(dw_sums + pack * kPack, dw[i]);
         if constexpr (kLayerNorm) store_floats(db_sums + pack * kPack, db[i]);
     }
+    largest.raise_by_warp();
 }
 
 template <class T, int kPack, int kHeld, bool kLayerNorm>
 void launch_norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean,
-                          Tensor rstd, bool accumulate_dx, Stream stream) {
+                          Tensor rstd, bool accumulate_dx, Tensor absmax, Stream stream) {
     const int64_t num_rows = x.dims[0], channels = x.dims[1], num_packs = channels / kPack;
     const int64_t threads = num_packs < kNormThreads ? ceil_div(num_packs, kWarp) * kWarp : kNormThreads;
     // All blocks run at once: 512 threads fit a multiprocessor's registers, and Hoppers have 132 of those. At
@@ -173,7 +177,7 @@ void launch_norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, 
     launch(norm_backward_kernel<T, kPack, kHeld, kLayerNorm>, num_chunks, static_cast<int>(threads), 0,
            stream, dx.as<T>(), sums, dy.as<T>(), x.as<T>(), w.as<T>(),
            kLayerNorm ? mean.as<float>() : nullptr, rstd.as<float>(), num_rows, rows_per_chunk,
-           static_cast<int>(channels), accumulate_dx);
+           static_cast<int>(channels), accumulate_dx, absmax_bits(absmax));
     add_row_sums(dw.as<float>(), channels, kLayerNorm ? db.as<float>() : nullptr, width - channels, sums,
                  num_chunks, stream);
 }
@@ -181,7 +185,7 @@ void launch_norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, 
 // db and mean are absent for RMSNorm.
 template <class T>
 void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean, Tensor rstd,
-                   bool accumulate_dx, Stream stream) {
+                   bool accumulate_dx, Tensor absmax, Stream stream) {
     constexpr int kPack = kFullPack<T>;
     const bool packed = rows_have_packs<T>(x.dims[1], dx.data, dy.data, x.data, w.data);
     const bool is_short = x.dims[1] <= kNormThreads * kPack;
@@ -190,7 +194,7 @@ void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor 
         const auto chosen = !packed    ? launch_norm_backward<T, 1, 2, kLayerNorm>
                             : is_short ? launch_norm_backward<T, kPack, 1, kLayerNorm>
                                        : launch_norm_backward<T, kPack, 2, kLayerNorm>;
-        chosen(dx, dw, db, dy, x, w, mean, rstd, accumulate_dx, stream);
+        chosen(dx, dw, db, dy, x, w, mean, rstd, accumulate_dx, absmax, stream);
     };
     if (mean.absent()) return start(std::false_type{});
     start(std::true_type{});

@@ -7,10 +7,12 @@
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "kernels/quantize.h"
 #include "kernels/row_chunks.h"
 
 #ifdef ISA_PLAIN
-void check_layernorm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b) {
+void check_layernorm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b,
+                             Tensor absmax) {
     const ArgumentCheck check{"layernorm_forward", x.device};
     check.floats("x", x, {-1, -1});
     check.like("y", y, x);
@@ -18,10 +20,11 @@ void check_layernorm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tenso
     check.tensor("b", b, x.dtype, {x.dims[1]});
     check.tensor("mean", mean, DType::f32, {x.dims[0]});
     check.tensor("rstd", rstd, DType::f32, {x.dims[0]});
+    check.absmax(absmax);
 }
 
 void check_layernorm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean,
-                              Tensor rstd) {
+                              Tensor rstd, Tensor absmax) {
     const ArgumentCheck check{"layernorm_backward", x.device};
     check.floats("x", x, {-1, -1});
     check.like("dx", dx, x);
@@ -31,6 +34,7 @@ void check_layernorm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor
     check.tensor("db", db, DType::f32, {x.dims[1]});
     check.tensor("mean", mean, DType::f32, {x.dims[0]});
     check.tensor("rstd", rstd, DType::f32, {x.dims[0]});
+    check.absmax(absmax);
 }
 #endif
 
@@ -121,25 +125,28 @@ void backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Te
 
 }  // namespace
 
-void layernorm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps, Stream) {
-    check_layernorm_forward(y, mean, rstd, x, w, b);
-    if (x.dtype == DType::f32) return forward<float>(y, mean, rstd, x, w, b, eps);
-    forward<bf16>(y, mean, rstd, x, w, b, eps);
+void layernorm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps,
+                       Tensor absmax, Stream) {
+    check_layernorm_forward(y, mean, rstd, x, w, b, absmax);
+    (x.dtype == DType::f32 ? forward<float> : forward<bf16>)(y, mean, rstd, x, w, b, eps);
+    if (!absmax.absent()) raise_absmax(absmax, y);
 }
 
 void layernorm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean,
-                        Tensor rstd, bool accumulate_dx, Stream) {
-    check_layernorm_backward(dx, dw, db, dy, x, w, mean, rstd);
-    if (x.dtype == DType::f32) return backward<float>(dx, dw, db, dy, x, w, mean, rstd, accumulate_dx);
-    backward<bf16>(dx, dw, db, dy, x, w, mean, rstd, accumulate_dx);
+                        Tensor rstd, bool accumulate_dx, Tensor absmax, Stream) {
+    check_layernorm_backward(dx, dw, db, dy, x, w, mean, rstd, absmax);
+    (x.dtype == DType::f32 ? backward<float> : backward<bf16>)(dx, dw, db, dy, x, w, mean, rstd,
+                                                               accumulate_dx);
+    if (!absmax.absent()) raise_absmax(absmax, dx);
 }
 
 }  // namespace ISA_NAMESPACE
 
 DEVICE_ENTRY(x.device, void, layernorm_forward,
-             (Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps, Stream stream),
-             (y, mean, rstd, x, w, b, eps, stream))
+             (Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps, Tensor absmax,
+              Stream stream),
+             (y, mean, rstd, x, w, b, eps, absmax, stream))
 DEVICE_ENTRY(x.device, void, layernorm_backward,
              (Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean, Tensor rstd,
-              bool accumulate_dx, Stream stream),
-             (dx, dw, db, dy, x, w, mean, rstd, accumulate_dx, stream))
+              bool accumulate_dx, Tensor absmax, Stream stream),
+             (dx, dw, db, dy, x, w, mean, rstd, accumulate_dx, absmax, stream))

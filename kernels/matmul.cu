@@ -23,8 +23,8 @@ __global__ void add_splits_kernel(Output output, Matrix sums, int splits, bool p
     const int chunks = (output.columns + kChunk - 1) / kChunk;
     const int64_t index = int64_t{blockIdx.x} * kSplitThreads + threadIdx.x;
     const int row = static_cast<int>(index / chunks), column = static_cast<int>(index % chunks) * kChunk;
-    if (row >= output.rows) return;
-    const int left = output.columns - column, width = left < kChunk ? left : kChunk;
+    // Behind the last row there is nothing, but its lanes help the others of their warp with the largest.
+    const int left = row < output.rows ? output.columns - column : 0, width = left < kChunk ? left : kChunk;
     float total[1][kChunk] = {};
     constexpr int kBatch = 4;
     for (int first = 0; first < splits; first += kBatch) {
@@ -43,7 +43,9 @@ __global__ void add_splits_kernel(Output output, Matrix sums, int splits, bool p
             for (int k = 0; k < kChunk; ++k) total[0][k] += x[i].value(k, DType::f32);
         }
     }
-    store_sums(output, {row}, column, total);
+    LargestMagnitude largest(output.absmax);
+    store_sums(output, {row}, column, total, largest);
+    largest.raise_by_warp();
 }
 
 template <class Kernels>

@@ -106,13 +106,15 @@ __global__ void __launch_bounds__(kSize* kSize / (kChunk * kChunk), kSize == 128
         part.out.data =
             static_cast<float*>(part.out.data) + int64_t{blockIdx.y} * output.rows * part.out.stride;
     }
+    LargestMagnitude largest(output.absmax);
     UNROLL
     for (int m = 0; m < kChunk; ++m) {
         float chunk[1][kChunk];
         UNROLL
         for (int n = 0; n < kChunk; ++n) chunk[0][n] = sums[m][n];
-        store_sums(part, {tile.row + row + m}, tile.column + column, chunk);
+        store_sums(part, {tile.row + row + m}, tile.column + column, chunk, largest);
     }
+    largest.raise_by_warp();
 }
 
 template <int kSize, bool kRowsA, bool kRowsB>

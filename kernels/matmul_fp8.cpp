@@ -12,7 +12,7 @@
 
 #ifdef ISA_PLAIN
 void check_matmul_fp8(Tensor out, const Fp8Matrix& a, const Fp8Matrix& b, const MatmulEpilogue& epilogue,
-                      Tensor gelu_pre) {
+                      Tensor gelu_pre, Tensor absmax) {
     const ArgumentCheck check{"matmul_fp8", out.device};
     check.floats("out", out, {-1, -1});
     const int64_t rows = out.dims[0], columns = out.dims[1], inner = a.codes.dims[1];
@@ -26,6 +26,7 @@ void check_matmul_fp8(Tensor out, const Fp8Matrix& a, const Fp8Matrix& b, const 
     if (!epilogue.residual.absent()) check.floats("residual", epilogue.residual, {rows, columns});
     if (epilogue.gelu) check.floats("pre_activation", epilogue.pre_activation, {rows, columns});
     if (!gelu_pre.absent()) check.floats("gelu_pre", gelu_pre, {rows, columns});
+    check.absmax(absmax);
 }
 #endif
 
@@ -78,8 +79,8 @@ Scratch<float> as_f32(Tensor t) {
 }  // namespace
 
 void matmul_fp8(Tensor out, const Fp8Matrix& a, const Fp8Matrix& b, const MatmulEpilogue& epilogue,
-                Tensor gelu_pre, Stream) {
-    check_matmul_fp8(out, a, b, epilogue, gelu_pre);
+                Tensor gelu_pre, Tensor absmax, Stream) {
+    check_matmul_fp8(out, a, b, epilogue, gelu_pre, absmax);
     const int64_t rows = out.dims[0], columns = out.dims[1];
     Scratch<bf16> wide_a = widened(a.codes), wide_b = widened(b.codes);
     Scratch<float> x(rows, columns);
@@ -102,11 +103,12 @@ void matmul_fp8(Tensor out, const Fp8Matrix& a, const Fp8Matrix& b, const Matmul
     if (!gelu_pre.absent()) gelu_backward(x.tensor(), as_f32(gelu_pre).tensor(), x.tensor());
     add(epilogue.residual, false);
     cast(out, x.tensor());
+    if (!absmax.absent()) raise_absmax(absmax, out);
 }
 
 }  // namespace ISA_NAMESPACE
 
 DEVICE_ENTRY(out.device, void, matmul_fp8,
              (Tensor out, const Fp8Matrix& a, const Fp8Matrix& b, const MatmulEpilogue& epilogue,
-              Tensor gelu_pre, Stream stream),
-             (out, a, b, epilogue, gelu_pre, stream))
+              Tensor gelu_pre, Tensor absmax, Stream stream),
+             (out, a, b, epilogue, gelu_pre, absmax, stream))

@@ -47,8 +47,8 @@ void multiply_fp8(const Product& product, MatmulTile tile, int splits, int inner
 }
 
 void matmul_fp8(Tensor out, const Fp8Matrix& a, const Fp8Matrix& b, const MatmulEpilogue& epilogue,
-                Tensor gelu_pre, Stream stream) {
-    check_matmul_fp8(out, a, b, epilogue, gelu_pre);
+                Tensor gelu_pre, Tensor absmax, Stream stream) {
+    check_matmul_fp8(out, a, b, epilogue, gelu_pre, absmax);
     CHECK(is_aligned128(a.codes.data, b.codes.data), "operands of matmul_fp8 begin at multiples of 16 bytes");
     // f32 is what gradients of weights are: their inner dimension is the batch, and the result may be small.
     const bool may_split = out.dtype == DType::f32;
@@ -61,6 +61,7 @@ void matmul_fp8(Tensor out, const Fp8Matrix& a, const Fp8Matrix& b, const Matmul
                          .addend = matrix_of(epilogue.residual),
                          .scale_a = a.inverse.as<float>(),
                          .scale_b = b.inverse.as<float>(),
+                         .absmax = absmax_bits(absmax),
                          .rows = static_cast<int>(out.dims[0]),
                          .columns = static_cast<int>(out.dims[1])},
               .inner = static_cast<int>(a.codes.dims[1]),

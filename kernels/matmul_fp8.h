@@ -18,9 +18,10 @@ struct Fp8Matrix {
 
 // out  out [M,N] f32|bf16      a  in [M,K] e4m3|e5m2      b  in [N,K] e4m3, K padded as said
 // epilogue  residual may alias out      gelu_pre  in [M,N] or absent, as in matmul_backward_input
+// absmax  inout [1] f32 or absent, raised to the largest |out| (kernels/quantize.h)
 void matmul_fp8(Tensor out, const Fp8Matrix& a, const Fp8Matrix& b, const MatmulEpilogue& epilogue = {},
-                Tensor gelu_pre = {}, Stream stream = {});
+                Tensor gelu_pre = {}, Tensor absmax = {}, Stream stream = {});
 
 // Both backends'; throws InternalError.
 void check_matmul_fp8(Tensor out, const Fp8Matrix& a, const Fp8Matrix& b, const MatmulEpilogue& epilogue,
-                      Tensor gelu_pre);
+                      Tensor gelu_pre, Tensor absmax);

@@ -1,5 +1,6 @@
 // The way out of the GPU's matrix product: chunks of neighbouring sums become elements of the result.
 #pragma once
+#include "kernels/gpu_absmax.h"
 #include "kernels/gpu_activations.h"
 #include "kernels/matmul_gpu.h"
 #include "kernels/matmul_gpu_load.h"
@@ -40,10 +41,11 @@ __device__ inline void store_chunk(const Matrix& m, bool packed, int64_t at, int
 }
 
 // The chunks of `sums` at (row[i], column), as far as the result reaches. The addend may be the output
-// itself: a thread reads its elements before it writes them.
+// itself: a thread reads its elements before it writes them. `largest` is of output.absmax; it is the
+// caller's to raise it, when the thread has stored everything.
 template <int kCount>
 __device__ void store_sums(const Output& output, const int (&row)[kCount], int column,
-                           float (&sums)[kCount][kChunk]) {
+                           float (&sums)[kCount][kChunk], LargestMagnitude& largest) {
     const int left = output.columns - column, width = left < kChunk ? left : kChunk;
     int count[kCount];
     UNROLL
@@ -91,6 +93,10 @@ __device__ void store_sums(const Output& output, const int (&row)[kCount], int c
                 x[k] += output.addend_scale * addend[i].value(k, output.addend.dtype);
         }
         store_chunk(output.out, output.packed, row[i] * output.out.stride + column, count[i], x);
+        UNROLL
+        for (int k = 0; k < kChunk; ++k) {
+            if (k < count[i]) largest.add(to_f32 ? x[k] : to_float(from_float<bf16>(x[k])));
+        }
     }
 }
 

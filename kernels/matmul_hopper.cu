@@ -143,6 +143,7 @@ __device__ void store_warp(const Output& output, float (&sums)[kGroups][kSums], 
     constexpr int kAcross = 4 * kChunk, kTaken = kAcross / 2;  // columns at a time, and their sums
     constexpr int kParts = kGroups * kSums / kTaken, kPartsAcross = kSums / kTaken;
     const int lane = static_cast<int>(threadIdx.x) % kWarp, group = lane / 4, pair = lane % 4;
+    LargestMagnitude largest(output.absmax);
     UNROLL_BY(1)
     for (int part = 0; part < kParts; ++part) {
         const int first_row = row + part / kPartsAcross * kGroupRows;
@@ -166,8 +167,10 @@ __device__ void store_warp(const Output& output, float (&sums)[kGroups][kSums], 
             }
             gather_chunk(x[half], pairs);
         }
-        store_sums(output, {first_row + group, first_row + group + 8}, first_column + pair * kChunk, x);
+        store_sums(output, {first_row + group, first_row + group + 8}, first_column + pair * kChunk, x,
+                   largest);
     }
+    largest.raise_by_warp();
 }
 
 // By one of the warpgroups that multiply.

@@ -87,6 +87,7 @@ __device__ void store_warp(const Output& output, const WarpSums<Tile>& sums, flo
     constexpr int kRowStep = kWarp / kChunks, kBatch = Tile::kThreads * Tile::kBlocks > 256 ? 2 : 4;
     static_assert(Tile::kWarpRows % (kRowStep * kBatch) == 0);
     const int chunk = lane % kChunks;
+    LargestMagnitude largest(output.absmax);
     for (int first = lane / kChunks; first < Tile::kWarpRows; first += kRowStep * kBatch) {
         float x[kBatch][kChunk];
         int rows[kBatch];
@@ -99,8 +100,9 @@ __device__ void store_warp(const Output& output, const WarpSums<Tile>& sums, flo
             for (int k = 0; k < 4; ++k) x[i][k] = low[k], x[i][k + 4] = high[k];
             rows[i] = row + r;
         }
-        store_sums(output, rows, column + chunk * kChunk, x);
+        store_sums(output, rows, column + chunk * kChunk, x, largest);
     }
+    largest.raise_by_warp();
 }
 
 template <class Mma, class Tile, bool kRowsA, bool kRowsB, bool kCopied>

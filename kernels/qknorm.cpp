@@ -6,6 +6,7 @@
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "kernels/quantize.h"
 #include "kernels/row_chunks.h"
 
 #ifdef ISA_PLAIN
@@ -28,8 +29,9 @@ void check_qknorm_forward(Tensor qkv, Tensor rstd, Tensor raw, Tensor wq, Tensor
 }
 
 void check_qknorm_backward(Tensor dqkv, Tensor dwq, Tensor dwk, Tensor raw, Tensor rstd, Tensor wq, Tensor wk,
-                           int64_t num_heads, int64_t num_kv_heads) {
+                           int64_t num_heads, int64_t num_kv_heads, Tensor absmax) {
     const ArgumentCheck check{"qknorm_backward", dqkv.device};
+    check.absmax(absmax);
     check_qknorm(check, "dqkv", dqkv, rstd, wq, wk, num_heads, num_kv_heads);
     check.tensor("raw", raw, dqkv.dtype, {dqkv.dims[0], (num_heads + num_kv_heads) * wq.dims[0]});
     check.tensor("dwq", dwq, DType::f32, {wq.dims[0]});
@@ -114,11 +116,11 @@ void qknorm_forward(Tensor qkv, Tensor rstd, Tensor raw, Tensor wq, Tensor wk, f
 }
 
 void qknorm_backward(Tensor dqkv, Tensor dwq, Tensor dwk, Tensor raw, Tensor rstd, Tensor wq, Tensor wk,
-                     int64_t num_heads, int64_t num_kv_heads, Stream) {
-    check_qknorm_backward(dqkv, dwq, dwk, raw, rstd, wq, wk, num_heads, num_kv_heads);
-    if (dqkv.dtype == DType::f32)
-        return backward<float>(dqkv, dwq, dwk, raw, rstd, wq, wk, num_heads, num_kv_heads);
-    backward<bf16>(dqkv, dwq, dwk, raw, rstd, wq, wk, num_heads, num_kv_heads);
+                     int64_t num_heads, int64_t num_kv_heads, Tensor absmax, Stream) {
+    check_qknorm_backward(dqkv, dwq, dwk, raw, rstd, wq, wk, num_heads, num_kv_heads, absmax);
+    (dqkv.dtype == DType::f32 ? backward<float> : backward<bf16>)(dqkv, dwq, dwk, raw, rstd, wq, wk,
+                                                                  num_heads, num_kv_heads);
+    if (!absmax.absent()) raise_absmax(absmax, dqkv);
 }
 
 }  // namespace ISA_NAMESPACE
@@ -129,5 +131,5 @@ DEVICE_ENTRY(qkv.device, void, qknorm_forward,
              (qkv, rstd, raw, wq, wk, eps, num_heads, num_kv_heads, stream))
 DEVICE_ENTRY(dqkv.device, void, qknorm_backward,
              (Tensor dqkv, Tensor dwq, Tensor dwk, Tensor raw, Tensor rstd, Tensor wq, Tensor wk,
-              int64_t num_heads, int64_t num_kv_heads, Stream stream),
-             (dqkv, dwq, dwk, raw, rstd, wq, wk, num_heads, num_kv_heads, stream))
+              int64_t num_heads, int64_t num_kv_heads, Tensor absmax, Stream stream),
+             (dqkv, dwq, dwk, raw, rstd, wq, wk, num_heads, num_kv_heads, absmax, stream))

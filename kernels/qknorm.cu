@@ -6,7 +6,7 @@
 // time.
 #include "kernels/qknorm.h"
 
-#include "kernels/gpu_elements.h"
+#include "kernels/gpu_absmax.h"
 #include "kernels/gpu_row_sums.h"
 #include "kernels/gpu_workspace.h"
 
@@ -67,7 +67,8 @@ template <class T, int kPack, int kHeld>
 __global__ void __launch_bounds__(kThreads, 1)
     qknorm_backward_kernel(T* dqkv, float* chunk_sums, const T* raw, const float* rstd, const T* wq,
                            const T* wk, int64_t num_tokens, int64_t tokens_per_chunk, int64_t width,
-                           int num_query_heads, int num_heads, int head_dim, int team_lanes) {
+                           int num_query_heads, int num_heads, int head_dim, int team_lanes,
+                           uint32_t* absmax) {
     wait_for_previous();
     let_next_start();
     SHARED(float, sums, [kWarps][kMaxHeadDim]);
@@ -75,6 +76,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int teams = kWarp / team_lanes, member = lane % team_lanes;
     const int64_t begin = blockIdx.x * tokens_per_chunk;
     const int64_t end = num_tokens - begin < tokens_per_chunk ? num_tokens : begin + tokens_per_chunk;
+    LargestMagnitude largest(absmax);
+    if (absmax != nullptr) {
+        for (int64_t token = begin + warp; token < end; token += kWarps) {
+            for (int64_t i = int64_t{num_heads} * head_dim + lane * kPack; i < width; i += kWarp * kPack) {
+                largest.add(load_elements<kPack>(dqkv + token * width + i));  // the values
+            }
+        }
+    }
     for (int kind = 0; kind < 2; ++kind) {
         const int first_head = kind == 0 ? 0 : num_query_heads;
         const unsigned heads = kind == 0 ? num_query_heads : num_heads - num_query_heads;
@@ -115,7 +124,9 @@ __global__ void __launch_bounds__(kThreads, 1)
                     dw[i][k] += dy * xhat;
                     out[k] = r * (dy * to_float(weight[i][k]) - xhat * mean);
                 }
-                store_elements(dx + c, rounded_to<T>(out));
+                const Elements<T, kPack> rounded = rounded_to<T>(out);
+                store_elements(dx + c, rounded);
+                largest.add(rounded);
             }
         }
         // Over the teams of the warp, then over the warps, in order.
@@ -136,6 +147,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         __syncthreads();  // the sums are read before the keys' overwrite them
     }
+    largest.raise_by_warp();
 }
 
 // Calls start(pack, held) with the constants that suit heads of that size.
@@ -177,7 +189,7 @@ void forward(Tensor qkv, Tensor rstd, Tensor raw, Tensor wq, Tensor wk, float ep
 
 template <class T>
 void backward(Tensor dqkv, Tensor dwq, Tensor dwk, Tensor raw, Tensor rstd, Tensor wq, Tensor wk,
-              int64_t num_heads, int64_t num_kv_heads, Stream stream) {
+              int64_t num_heads, int64_t num_kv_heads, Tensor absmax, Stream stream) {
     const int64_t heads = num_heads + num_kv_heads, head_dim = wq.dims[0], num_tokens = dqkv.dims[0];
     // As many blocks as run at once on 132 multiprocessors, four each; at least four tokens for each.
     constexpr int64_t kMaxChunks = 512, kLeastTokens = 4;
@@ -192,7 +204,7 @@ void backward(Tensor dqkv, Tensor dwq, Tensor dwk, Tensor raw, Tensor rstd, Tens
             launch(qknorm_backward_kernel<T, pack(), held()>, num_chunks, kThreads, 0, stream, dqkv.as<T>(),
                    sums, raw.as<T>(), rstd.as<float>(), wq.as<T>(), wk.as<T>(), num_tokens, tokens_per_chunk,
                    dqkv.dims[1], static_cast<int>(num_heads), static_cast<int>(heads),
-                   static_cast<int>(head_dim), lanes_for(head_dim / pack()));
+                   static_cast<int>(head_dim), lanes_for(head_dim / pack()), absmax_bits(absmax));
         });
     add_row_sums(dwq.as<float>(), head_dim, dwk.as<float>(), head_dim, sums, num_chunks, stream);
 }
@@ -209,12 +221,10 @@ void qknorm_forward(Tensor qkv, Tensor rstd, Tensor raw, Tensor wq, Tensor wk, f
 }
 
 void qknorm_backward(Tensor dqkv, Tensor dwq, Tensor dwk, Tensor raw, Tensor rstd, Tensor wq, Tensor wk,
-                     int64_t num_heads, int64_t num_kv_heads, Stream stream) {
-    check_qknorm_backward(dqkv, dwq, dwk, raw, rstd, wq, wk, num_heads, num_kv_heads);
-    if (dqkv.dtype == DType::f32) {
-        return backward<float>(dqkv, dwq, dwk, raw, rstd, wq, wk, num_heads, num_kv_heads, stream);
-    }
-    backward<bf16>(dqkv, dwq, dwk, raw, rstd, wq, wk, num_heads, num_kv_heads, stream);
+                     int64_t num_heads, int64_t num_kv_heads, Tensor absmax, Stream stream) {
+    check_qknorm_backward(dqkv, dwq, dwk, raw, rstd, wq, wk, num_heads, num_kv_heads, absmax);
+    (dqkv.dtype == DType::f32 ? backward<float> : backward<bf16>)(dqkv, dwq, dwk, raw, rstd, wq, wk,
+                                                                  num_heads, num_kv_heads, absmax, stream);
 }
 
 }  // namespace GPU_NAMESPACE

@@ -3,7 +3,7 @@
 // measured yet on a GPU.
 #include "kernels/quantize.h"
 
-#include "kernels/gpu_elements.h"
+#include "kernels/gpu_absmax.h"
 #include "kernels/gpu_fp8.h"
 
 namespace GPU_NAMESPACE {
@@ -19,25 +19,18 @@ __global__ void __launch_bounds__(kThreads) absmax_kernel(uint32_t* absmax, cons
     let_next_start();
     const int64_t threads = int64_t{gridDim.x} * kThreads, packs = count / kCount;
     const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-    uint32_t largest = 0;
+    LargestMagnitude largest(absmax);
     for (int64_t first = thread; first < packs; first += kAbsmaxSteps * threads) {
         Elements<T, kCount> x[kAbsmaxSteps] = {};
         UNROLL for (int step = 0; step < kAbsmaxSteps; ++step) {
             const int64_t pack = first + step * threads;
             if (pack < packs) x[step] = load_elements<kCount>(inp + pack * kCount);
         }
-        UNROLL for (int step = 0; step < kAbsmaxSteps; ++step) {
-            UNROLL for (int k = 0; k < kCount; ++k) {
-                const uint32_t bits = magnitude_bits(to_float(x[step][k]));
-                largest = bits > largest ? bits : largest;
-            }
-        }
+        UNROLL for (int step = 0; step < kAbsmaxSteps; ++step) largest.add(x[step]);
     }
-    if (const int64_t i = packs * kCount + thread; i < count) {  // what is left of a pack at the end
-        const uint32_t bits = magnitude_bits(to_float(inp[i]));
-        largest = bits > largest ? bits : largest;
-    }
-    raise_absmax_by_warp(absmax, largest);
+    if (const int64_t i = packs * kCount + thread; i < count)
+        largest.add(inp[i]);  // a pack's rest at the end
+    largest.raise_by_warp();
 }
 
 template <class T>
@@ -46,8 +39,8 @@ void raise(Tensor absmax, Tensor inp, Stream stream) {
     const bool packed = is_aligned128(inp.data);
     const int64_t blocks = ceil_div(ceil_div(count, packed ? kFullPack<T> : 1), kThreads);
     launch(packed ? absmax_kernel<T, kFullPack<T>> : absmax_kernel<T, 1>,
-           blocks < kAbsmaxBlocks ? blocks : int64_t{kAbsmaxBlocks}, kThreads, 0, stream,
-           reinterpret_cast<uint32_t*>(absmax.as<float>()), inp.as<T>(), count);
+           blocks < kAbsmaxBlocks ? blocks : int64_t{kAbsmaxBlocks}, kThreads, 0, stream, absmax_bits(absmax),
+           inp.as<T>(), count);
 }
 
 // ---- a block quantises kTile x kTile elements

@@ -22,9 +22,11 @@ constexpr float fp8_scale(float absmax, float largest) {
     return largest / absmax;
 }
 
-//   absmax  in and out [1] f32: raised to the largest |inp|, to NaN by a NaN. Zero it before the first of the
-//   tensor. inp     in  f32|bf16, any shape
-// Takes no part in the order of anything: the same bits however it is split.
+//   absmax  inout [1] f32: raised to the largest |inp|, to NaN by a NaN. Zero it before the first of the
+//   tensor.                inp  in  f32|bf16, any shape
+// Takes no part in the order of anything: the same bits however it is split. Ops that make what is to be
+// quantised have an `absmax` of their own: the same number as this of what they have stored, without a pass
+// over it.
 void raise_absmax(Tensor absmax, Tensor inp, Stream stream = {});
 
 //   out         out [N,fp8_line(C)] e4m3|e5m2, or absent         inverse  out [1] f32

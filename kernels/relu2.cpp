@@ -3,13 +3,16 @@
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "kernels/quantize.h"
 
 #ifdef ISA_PLAIN
-void check_relu2(const char* op, Tensor inp, const char* name0, Tensor t0, const char* name1, Tensor t1) {
+void check_relu2(const char* op, Tensor inp, const char* name0, Tensor t0, const char* name1, Tensor t1,
+                 Tensor absmax) {
     const ArgumentCheck check{op, inp.device};
     check.float_dtype("inp", inp);
     check.like(name0, t0, inp);
     check.like(name1, t1, inp);
+    check.absmax(absmax);
 }
 #endif
 
@@ -34,22 +37,30 @@ void backward(T* dinp, const T* inp, const T* dout, int64_t count) {
 
 }  // namespace
 
-void relu2_forward(Tensor out, Tensor inp, Stream) {
-    check_relu2("relu2_forward", inp, "out", out, "inp", inp);
-    if (inp.dtype == DType::f32) return forward(out.as<float>(), inp.as<float>(), inp.size());
-    forward(out.as<bf16>(), inp.as<bf16>(), inp.size());
+void relu2_forward(Tensor out, Tensor inp, Tensor absmax, Stream) {
+    check_relu2("relu2_forward", inp, "out", out, "inp", inp, absmax);
+    if (inp.dtype == DType::f32) {
+        forward(out.as<float>(), inp.as<float>(), inp.size());
+    } else {
+        forward(out.as<bf16>(), inp.as<bf16>(), inp.size());
+    }
+    if (!absmax.absent()) raise_absmax(absmax, out);
 }
 
-void relu2_backward(Tensor dinp, Tensor inp, Tensor dout, Stream) {
-    check_relu2("relu2_backward", inp, "dinp", dinp, "dout", dout);
+void relu2_backward(Tensor dinp, Tensor inp, Tensor dout, Tensor absmax, Stream) {
+    check_relu2("relu2_backward", inp, "dinp", dinp, "dout", dout, absmax);
     if (inp.dtype == DType::f32) {
-        return backward(dinp.as<float>(), inp.as<float>(), dout.as<float>(), inp.size());
+        backward(dinp.as<float>(), inp.as<float>(), dout.as<float>(), inp.size());
+    } else {
+        backward(dinp.as<bf16>(), inp.as<bf16>(), dout.as<bf16>(), inp.size());
     }
-    backward(dinp.as<bf16>(), inp.as<bf16>(), dout.as<bf16>(), inp.size());
+    if (!absmax.absent()) raise_absmax(absmax, dinp);
 }
 
 }  // namespace ISA_NAMESPACE
 
-DEVICE_ENTRY(inp.device, void, relu2_forward, (Tensor out, Tensor inp, Stream stream), (out, inp, stream))
-DEVICE_ENTRY(inp.device, void, relu2_backward, (Tensor dinp, Tensor inp, Tensor dout, Stream stream),
-             (dinp, inp, dout, stream))
+DEVICE_ENTRY(inp.device, void, relu2_forward, (Tensor out, Tensor inp, Tensor absmax, Stream stream),
+             (out, inp, absmax, stream))
+DEVICE_ENTRY(inp.device, void, relu2_backward,
+             (Tensor dinp, Tensor inp, Tensor dout, Tensor absmax, Stream stream),
+             (dinp, inp, dout, absmax, stream))

@@ -18,21 +18,24 @@ struct Relu2Gradient {
 
 }  // namespace
 
-void relu2_forward(Tensor out, Tensor inp, Stream stream) {
-    check_relu2("relu2_forward", inp, "out", out, "inp", inp);
+void relu2_forward(Tensor out, Tensor inp, Tensor absmax, Stream stream) {
+    check_relu2("relu2_forward", inp, "out", out, "inp", inp, absmax);
+    uint32_t* const raised = absmax_bits(absmax);
     if (inp.dtype == DType::f32) {
-        return map_elements(Relu2{}, out.as<float>(), inp.as<float>(), inp.size(), stream);
+        return map_elements(Relu2{}, out.as<float>(), inp.as<float>(), inp.size(), stream, raised);
     }
-    map_elements(Relu2{}, out.as<bf16>(), inp.as<bf16>(), inp.size(), stream);
+    map_elements(Relu2{}, out.as<bf16>(), inp.as<bf16>(), inp.size(), stream, raised);
 }
 
-void relu2_backward(Tensor dinp, Tensor inp, Tensor dout, Stream stream) {
-    check_relu2("relu2_backward", inp, "dinp", dinp, "dout", dout);
+void relu2_backward(Tensor dinp, Tensor inp, Tensor dout, Tensor absmax, Stream stream) {
+    check_relu2("relu2_backward", inp, "dinp", dinp, "dout", dout, absmax);
+    uint32_t* const raised = absmax_bits(absmax);
     if (inp.dtype == DType::f32) {
         return map_elements(Relu2Gradient{}, dinp.as<float>(), inp.as<float>(), dout.as<float>(), inp.size(),
-                            stream);
+                            stream, raised);
     }
-    map_elements(Relu2Gradient{}, dinp.as<bf16>(), inp.as<bf16>(), dout.as<bf16>(), inp.size(), stream);
+    map_elements(Relu2Gradient{}, dinp.as<bf16>(), inp.as<bf16>(), dout.as<bf16>(), inp.size(), stream,
+                 raised);
 }
 
 }  // namespace GPU_NAMESPACE

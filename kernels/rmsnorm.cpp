@@ -6,18 +6,20 @@
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "kernels/quantize.h"
 #include "kernels/row_chunks.h"
 
 #ifdef ISA_PLAIN
-void check_rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w) {
+void check_rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor absmax) {
     const ArgumentCheck check{"rmsnorm_forward", x.device};
     check.floats("x", x, {-1, -1});
     check.like("y", y, x);
     check.tensor("w", w, x.dtype, {x.dims[1]});
     check.tensor("rstd", rstd, DType::f32, {x.dims[0]});
+    check.absmax(absmax);
 }
 
-void check_rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor rstd) {
+void check_rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor rstd, Tensor absmax) {
     const ArgumentCheck check{"rmsnorm_backward", x.device};
     check.floats("x", x, {-1, -1});
     check.like("dx", dx, x);
@@ -25,6 +27,7 @@ void check_rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
     check.tensor("w", w, x.dtype, {x.dims[1]});
     check.tensor("dw", dw, DType::f32, {x.dims[1]});
     check.tensor("rstd", rstd, DType::f32, {x.dims[0]});
+    check.absmax(absmax);
 }
 #endif
 
@@ -86,25 +89,25 @@ void backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor rstd, 
 
 }  // namespace
 
-void rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, float eps, Stream) {
-    check_rmsnorm_forward(y, rstd, x, w);
-    if (x.dtype == DType::f32) return forward<float>(y, rstd, x, w, eps);
-    forward<bf16>(y, rstd, x, w, eps);
+void rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, float eps, Tensor absmax, Stream) {
+    check_rmsnorm_forward(y, rstd, x, w, absmax);
+    (x.dtype == DType::f32 ? forward<float> : forward<bf16>)(y, rstd, x, w, eps);
+    if (!absmax.absent()) raise_absmax(absmax, y);
 }
 
 void rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor rstd, bool accumulate_dx,
-                      Stream) {
-    check_rmsnorm_backward(dx, dw, dy, x, w, rstd);
-    if (x.dtype == DType::f32) return backward<float>(dx, dw, dy, x, w, rstd, accumulate_dx);
-    backward<bf16>(dx, dw, dy, x, w, rstd, accumulate_dx);
+                      Tensor absmax, Stream) {
+    check_rmsnorm_backward(dx, dw, dy, x, w, rstd, absmax);
+    (x.dtype == DType::f32 ? backward<float> : backward<bf16>)(dx, dw, dy, x, w, rstd, accumulate_dx);
+    if (!absmax.absent()) raise_absmax(absmax, dx);
 }
 
 }  // namespace ISA_NAMESPACE
 
 DEVICE_ENTRY(x.device, void, rmsnorm_forward,
-             (Tensor y, Tensor rstd, Tensor x, Tensor w, float eps, Stream stream),
-             (y, rstd, x, w, eps, stream))
+             (Tensor y, Tensor rstd, Tensor x, Tensor w, float eps, Tensor absmax, Stream stream),
+             (y, rstd, x, w, eps, absmax, stream))
 DEVICE_ENTRY(x.device, void, rmsnorm_backward,
              (Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor rstd, bool accumulate_dx,
-              Stream stream),
-             (dx, dw, dy, x, w, rstd, accumulate_dx, stream))
+              Tensor absmax, Stream stream),
+             (dx, dw, dy, x, w, rstd, accumulate_dx, absmax, stream))

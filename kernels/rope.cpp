@@ -4,15 +4,17 @@
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "kernels/quantize.h"
 
 #ifdef ISA_PLAIN
 void check_rope(const char* op, Tensor qkv, Tensor table, Tensor positions, int64_t num_heads,
-                int64_t num_kv_heads) {
+                int64_t num_kv_heads, Tensor absmax) {
     const ArgumentCheck check{op, qkv.device};
     check.tensor("table", table, DType::f32, {-1, -1});
     check.that(table.dims[1] % 2 == 0, "table", "an even head dim", static_cast<double>(table.dims[1]));
     check.floats("qkv", qkv, {-1, (num_heads + 2 * num_kv_heads) * table.dims[1]});
     check.ids("positions", positions, qkv.dims[0], 0, table.dims[0]);
+    check.absmax(absmax);
 }
 #endif
 
@@ -47,23 +49,23 @@ void rotate(Tensor qkv, Tensor table, Tensor positions, int64_t heads, float sin
 }
 
 void rotate_any(const char* op, Tensor qkv, Tensor table, Tensor positions, int64_t num_heads,
-                int64_t num_kv_heads, float sine_sign) {
-    check_rope(op, qkv, table, positions, num_heads, num_kv_heads);
+                int64_t num_kv_heads, float sine_sign, Tensor absmax) {
+    check_rope(op, qkv, table, positions, num_heads, num_kv_heads, absmax);
     const int64_t heads = num_heads + num_kv_heads;
-    if (qkv.dtype == DType::f32) return rotate<float>(qkv, table, positions, heads, sine_sign);
-    rotate<bf16>(qkv, table, positions, heads, sine_sign);
+    (qkv.dtype == DType::f32 ? rotate<float> : rotate<bf16>)(qkv, table, positions, heads, sine_sign);
+    if (!absmax.absent()) raise_absmax(absmax, qkv);
 }
 
 }  // namespace
 
 void rope_forward(Tensor qkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
                   Stream) {
-    rotate_any("rope_forward", qkv, table, positions, num_heads, num_kv_heads, 1);
+    rotate_any("rope_forward", qkv, table, positions, num_heads, num_kv_heads, 1, {});
 }
 
 void rope_backward(Tensor dqkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
-                   Stream) {
-    rotate_any("rope_backward", dqkv, table, positions, num_heads, num_kv_heads, -1);
+                   Tensor absmax, Stream) {
+    rotate_any("rope_backward", dqkv, table, positions, num_heads, num_kv_heads, -1, absmax);
 }
 
 }  // namespace ISA_NAMESPACE
@@ -74,5 +76,5 @@ DEVICE_ENTRY(qkv.device, void, rope_forward,
              (qkv, table, positions, num_heads, num_kv_heads, stream))
 DEVICE_ENTRY(dqkv.device, void, rope_backward,
              (Tensor dqkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
-              Stream stream),
-             (dqkv, table, positions, num_heads, num_kv_heads, stream))
+              Tensor absmax, Stream stream),
+             (dqkv, table, positions, num_heads, num_kv_heads, absmax, stream))

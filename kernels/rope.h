@@ -27,12 +27,13 @@ void rope_table(Tensor table, double theta, const RopeScaling& scaling, int64_t 
 
 //   qkv        inout [N, (H+2K)*D] f32|bf16: H query heads, K key heads, K value heads; values are untouched
 //   table      in [maxT,D] f32       positions in [N] i32, in [0,maxT)
-// backward rotates the gradient back (the rotation's transpose); same arguments.
+// backward rotates the gradient back (the rotation's transpose); same arguments, and
+//   absmax     inout [1] f32 or absent: raised to the largest |dqkv|, values too (kernels/quantize.h)
 void rope_forward(Tensor qkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
                   Stream stream = {});
 void rope_backward(Tensor dqkv, Tensor table, Tensor positions, int64_t num_heads, int64_t num_kv_heads,
-                   Stream stream = {});
+                   Tensor absmax = {}, Stream stream = {});
 
 // Both backends'; throws InternalError.
 void check_rope(const char* op, Tensor qkv, Tensor table, Tensor positions, int64_t num_heads,
-                int64_t num_kv_heads);
+                int64_t num_kv_heads, Tensor absmax);

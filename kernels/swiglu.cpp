@@ -3,20 +3,24 @@
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "kernels/quantize.h"
 
 #ifdef ISA_PLAIN
-static void check_swiglu(const char* op, const char* half_name, Tensor half, Tensor gate_up) {
+static void check_swiglu(const char* op, const char* half_name, Tensor half, Tensor gate_up, Tensor absmax) {
     const ArgumentCheck check{op, gate_up.device};
     check.floats("gate_up", gate_up, {-1, -1});
     check.that(gate_up.dims[1] % 2 == 0, "gate_up", "an even last dimension",
                static_cast<double>(gate_up.dims[1]));
     check.tensor(half_name, half, gate_up.dtype, {gate_up.dims[0], gate_up.dims[1] / 2});
+    check.absmax(absmax);
 }
 
-void check_swiglu_forward(Tensor out, Tensor gate_up) { check_swiglu("swiglu_forward", "out", out, gate_up); }
+void check_swiglu_forward(Tensor out, Tensor gate_up, Tensor absmax) {
+    check_swiglu("swiglu_forward", "out", out, gate_up, absmax);
+}
 
-void check_swiglu_backward(Tensor dgate_up, Tensor gate_up, Tensor dout) {
-    check_swiglu("swiglu_backward", "dout", dout, gate_up);
+void check_swiglu_backward(Tensor dgate_up, Tensor gate_up, Tensor dout, Tensor absmax) {
+    check_swiglu("swiglu_backward", "dout", dout, gate_up, absmax);
     ArgumentCheck{"swiglu_backward", gate_up.device}.like("dgate_up", dgate_up, gate_up);
 }
 #endif
@@ -56,21 +60,22 @@ void backward(Tensor dgate_up, Tensor gate_up, Tensor dout) {
 
 }  // namespace
 
-void swiglu_forward(Tensor out, Tensor gate_up, Stream) {
-    check_swiglu_forward(out, gate_up);
-    if (out.dtype == DType::f32) return forward<float>(out, gate_up);
-    forward<bf16>(out, gate_up);
+void swiglu_forward(Tensor out, Tensor gate_up, Tensor absmax, Stream) {
+    check_swiglu_forward(out, gate_up, absmax);
+    (out.dtype == DType::f32 ? forward<float> : forward<bf16>)(out, gate_up);
+    if (!absmax.absent()) raise_absmax(absmax, out);
 }
 
-void swiglu_backward(Tensor dgate_up, Tensor gate_up, Tensor dout, Stream) {
-    check_swiglu_backward(dgate_up, gate_up, dout);
-    if (dout.dtype == DType::f32) return backward<float>(dgate_up, gate_up, dout);
-    backward<bf16>(dgate_up, gate_up, dout);
+void swiglu_backward(Tensor dgate_up, Tensor gate_up, Tensor dout, Tensor absmax, Stream) {
+    check_swiglu_backward(dgate_up, gate_up, dout, absmax);
+    (dout.dtype == DType::f32 ? backward<float> : backward<bf16>)(dgate_up, gate_up, dout);
+    if (!absmax.absent()) raise_absmax(absmax, dgate_up);
 }
 
 }  // namespace ISA_NAMESPACE
 
-DEVICE_ENTRY(gate_up.device, void, swiglu_forward, (Tensor out, Tensor gate_up, Stream stream),
-             (out, gate_up, stream))
+DEVICE_ENTRY(gate_up.device, void, swiglu_forward, (Tensor out, Tensor gate_up, Tensor absmax, Stream stream),
+             (out, gate_up, absmax, stream))
 DEVICE_ENTRY(gate_up.device, void, swiglu_backward,
-             (Tensor dgate_up, Tensor gate_up, Tensor dout, Stream stream), (dgate_up, gate_up, dout, stream))
+             (Tensor dgate_up, Tensor gate_up, Tensor dout, Tensor absmax, Stream stream),
+             (dgate_up, gate_up, dout, absmax, stream))

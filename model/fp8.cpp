@@ -28,16 +28,14 @@ Tensor codes(Tensor bytes, DType dtype, int64_t lines, int64_t inner) {
     return t;
 }
 
-void find_absmax(Tensor absmax, Tensor inp) {
-    fill_zero(absmax);
-    raise_absmax(absmax, inp);
-}
-
 }  // namespace
 
 Fp8Memory layout_fp8(Arena& arena, const ModelConfig& c, int64_t num_tokens) {
     Fp8Memory m;
     int64_t widest_inp = 0, widest_dout = 0;
+    m.absmax = arena.take(DType::f32, c.num_layers * kNumLinears * 2);
+    int64_t num_absmax = 0;
+    const auto next_absmax = [&] { return m.absmax.rows(num_absmax++, 1); };
     for (int64_t l = 0; l < c.num_layers; ++l) {
         m.layers.emplace_back();
         for (int i = 0; i < kNumLinears; ++i) {
@@ -45,12 +43,14 @@ Fp8Memory layout_fp8(Arena& arena, const ModelConfig& c, int64_t num_tokens) {
             const Tensor inverse = arena.take(DType::f32, 1);
             m.layers.back()[static_cast<size_t>(i)] = {
                 {arena.take(DType::e4m3, size.outputs, fp8_line(size.inputs)), inverse},
-                {arena.take(DType::e4m3, size.inputs, fp8_line(size.outputs)), inverse}};
+                {arena.take(DType::e4m3, size.inputs, fp8_line(size.outputs)), inverse},
+                next_absmax(),
+                next_absmax()};
             widest_inp = std::max(widest_inp, size.inputs);
             widest_dout = std::max(widest_dout, size.outputs);
         }
     }
-    m.absmax = arena.take(DType::f32, 1);
+    m.weight_absmax = arena.take(DType::f32, 1);
     m.inp_inverse = arena.take(DType::f32, 1);
     m.dout_inverse = arena.take(DType::f32, 1);
     // Either orientation fits: N lines of the widest layer, or as many lines of N.
@@ -60,34 +60,30 @@ Fp8Memory layout_fp8(Arena& arena, const ModelConfig& c, int64_t num_tokens) {
     return m;
 }
 
-void Fp8Layer::quantize_weight(Linear which, Tensor weight) const {
-    const Fp8Weight& w = (*weights)[static_cast<size_t>(which)];
-    find_absmax(memory->absmax, weight);
-    quantize(w.weight.codes, w.transposed.codes, w.weight.inverse, weight, memory->absmax);
+void Fp8Products::quantize_weight(Tensor weight) const {
+    fill_zero(memory.weight_absmax);
+    raise_absmax(memory.weight_absmax, weight);
+    quantize(linear.weight.codes, linear.transposed.codes, linear.weight.inverse, weight,
+             memory.weight_absmax);
 }
 
-void Fp8Layer::forward(Linear which, Tensor out, Tensor inp, const MatmulEpilogue& epilogue) const {
-    const Tensor inp_codes = codes(memory->inp, DType::e4m3, inp.dims[0], inp.dims[1]);
-    find_absmax(memory->absmax, inp);
-    quantize(inp_codes, {}, memory->inp_inverse, inp, memory->absmax);
-    matmul_fp8(out, {inp_codes, memory->inp_inverse}, (*weights)[static_cast<size_t>(which)].weight,
-               epilogue);
+void Fp8Products::forward(Tensor out, Tensor inp, const MatmulEpilogue& epilogue, Tensor out_absmax) const {
+    const Tensor inp_codes = codes(memory.inp, DType::e4m3, inp.dims[0], inp.dims[1]);
+    quantize(inp_codes, {}, memory.inp_inverse, inp, linear.inp_absmax);
+    matmul_fp8(out, {inp_codes, memory.inp_inverse}, linear.weight, epilogue, {}, out_absmax);
 }
 
-void Fp8Layer::backward(Linear which, Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
-                        Tensor gelu_pre, bool accumulate) const {
+void Fp8Products::backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                           Tensor gelu_pre, bool accumulate, Tensor dinp_absmax) const {
     const int64_t num_tokens = inp.dims[0];
-    const Tensor inp_codes = codes(memory->inp, DType::e4m3, inp.dims[1], num_tokens);
-    find_absmax(memory->absmax, inp);
-    quantize({}, inp_codes, memory->inp_inverse, inp, memory->absmax);
-    const Tensor dout_codes = codes(memory->dout, DType::e5m2, num_tokens, dout.dims[1]);
-    const Tensor dout_transposed = codes(memory->dout_transposed, DType::e5m2, dout.dims[1], num_tokens);
-    find_absmax(memory->absmax, dout);
-    quantize(dout_codes, dout_transposed, memory->dout_inverse, dout, memory->absmax);
+    const Tensor inp_codes = codes(memory.inp, DType::e4m3, inp.dims[1], num_tokens);
+    quantize({}, inp_codes, memory.inp_inverse, inp, linear.inp_absmax);
+    const Tensor dout_codes = codes(memory.dout, DType::e5m2, num_tokens, dout.dims[1]);
+    const Tensor dout_transposed = codes(memory.dout_transposed, DType::e5m2, dout.dims[1], num_tokens);
+    quantize(dout_codes, dout_transposed, memory.dout_inverse, dout, linear.dout_absmax);
     MatmulEpilogue onto;
     if (accumulate) onto.residual = dweight;
-    matmul_fp8(dweight, {dout_transposed, memory->dout_inverse}, {inp_codes, memory->inp_inverse}, onto);
+    matmul_fp8(dweight, {dout_transposed, memory.dout_inverse}, {inp_codes, memory.inp_inverse}, onto);
     if (!dbias.absent()) matmul_backward_bias(dbias, dout, accumulate);
-    matmul_fp8(dinp, {dout_codes, memory->dout_inverse}, (*weights)[static_cast<size_t>(which)].transposed,
-               {}, gelu_pre);
+    matmul_fp8(dinp, {dout_codes, memory.dout_inverse}, linear.transposed, {}, gelu_pre, dinp_absmax);
 }

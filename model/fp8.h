@@ -5,7 +5,11 @@
 //   backward  dinp = dout W, dW = dout^T inp    e5m2 of dout, e4m3 of W and inp
 // Weights are quantised once a step, by its first micro-batch, in both orientations: 2 bytes a weight.
 // Inputs are quantised again for the backward pass, from the bf16 that it keeps anyway: no memory that grows
-// with layers, and all levels of recomputation are served alike.
+// with layers but two numbers a linear layer, and all levels of recomputation are served alike.
+//
+// Those numbers are the largest magnitudes of its input and of its output's gradient, which the ops that make
+// the two raise on their way (`absmax`). They are zeroed when a micro-batch begins, not before each of its
+// passes: what is recomputed has the same bits, and raises nothing.
 #pragma once
 #include <array>
 #include <vector>
@@ -17,29 +21,31 @@
 enum class Linear : uint8_t { qkv, out, fc, proj };
 constexpr int kNumLinears = 4;
 
-struct Fp8Weight {
-    Fp8Matrix weight, transposed;  // of [OC,C] and [C,OC] e4m3; one inverse
+struct Fp8Linear {
+    Fp8Matrix weight, transposed;    // of [OC,C] and [C,OC] e4m3; one inverse
+    Tensor inp_absmax, dout_absmax;  // [1] f32, of this micro-batch
 };
-using Fp8LayerWeights = std::array<Fp8Weight, kNumLinears>;
+using Fp8Linears = std::array<Fp8Linear, kNumLinears>;  // of one layer
 
 struct Fp8Memory {
-    std::vector<Fp8LayerWeights> layers;
-    Tensor absmax;                      // [1] f32, of what is being quantised
+    std::vector<Fp8Linears> layers;
+    Tensor absmax;                      // f32: all of theirs, to be zeroed together
+    Tensor weight_absmax;               // [1] f32, of what is being quantised
     Tensor inp_inverse, dout_inverse;   // [1] f32
     Tensor inp, dout, dout_transposed;  // bytes for the widest linear layer
 };
 // Pure, as all layouts.
 Fp8Memory layout_fp8(Arena& arena, const ModelConfig& config, int64_t num_tokens);
 
-// One layer's view of it.
-struct Fp8Layer {
-    const Fp8Memory* memory;
-    const Fp8LayerWeights* weights;
+// The operands of one linear layer, and its products. inp_absmax and dout_absmax have been raised before.
+struct Fp8Products {
+    const Fp8Memory& memory;
+    const Fp8Linear& linear;
 
-    void quantize_weight(Linear which, Tensor weight) const;
-    // As matmul_forward.
-    void forward(Linear which, Tensor out, Tensor inp, const MatmulEpilogue& epilogue) const;
+    void quantize_weight(Tensor weight) const;
+    // As matmul_forward. out_absmax, dinp_absmax: as in matmul_fp8, or absent.
+    void forward(Tensor out, Tensor inp, const MatmulEpilogue& epilogue, Tensor out_absmax) const;
     // As matmul_backward_weight and then matmul_backward_input: dinp may lie where inp does.
-    void backward(Linear which, Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
-                  Tensor gelu_pre, bool accumulate) const;
+    void backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, Tensor gelu_pre,
+                  bool accumulate, Tensor dinp_absmax) const;
 };

@@ -2,6 +2,7 @@
 #include "model/layer.h"
 
 #include "core/error.h"
+#include "kernels/cast.h"
 #include "kernels/gelu.h"
 #include "kernels/layernorm.h"
 #include "kernels/qknorm.h"
@@ -47,21 +48,24 @@ Tensor bias_of(const LayerTensors& p, Linear which) {
     return {};
 }
 
+const Fp8Linear& fp8_of(const LayerTensors& p, Linear which) { return (*p.fp8)[static_cast<size_t>(which)]; }
+
 // With the layer's own bias.
 void linear_forward(const LayerRun& run, const LayerTensors& p, Linear which, Tensor out, Tensor inp,
-                    MatmulEpilogue epilogue = {}) {
+                    MatmulEpilogue epilogue = {}, Tensor out_absmax = {}) {
     epilogue.bias = bias_of(p, which);
-    if (run.fp8) return Fp8Layer{run.fp8, p.fp8}.forward(which, out, inp, epilogue);
+    if (run.fp8) return Fp8Products{*run.fp8, fp8_of(p, which)}.forward(out, inp, epilogue, out_absmax);
     matmul_forward(out, inp, weight_of(p, which), epilogue, run.math);
 }
 
 // dinp may lie where inp does.
 void linear_backward(const LayerRun& run, const LayerTensors& p, const LayerTensors& g, Linear which,
-                     Tensor dinp, Tensor dout, Tensor inp, bool accumulate, Tensor gelu_pre = {}) {
+                     Tensor dinp, Tensor dout, Tensor inp, bool accumulate, Tensor gelu_pre = {},
+                     Tensor dinp_absmax = {}) {
     const Tensor dweight = weight_of(g, which), dbias = bias_of(g, which);
     if (run.fp8) {
-        return Fp8Layer{run.fp8, p.fp8}.backward(which, dinp, dweight, dbias, dout, inp, gelu_pre,
-                                                 accumulate);
+        return Fp8Products{*run.fp8, fp8_of(p, which)}.backward(dinp, dweight, dbias, dout, inp, gelu_pre,
+                                                                accumulate, dinp_absmax);
     }
     matmul_backward_weight(dweight, dbias, dout, inp, accumulate, run.math);
     matmul_backward_input(dinp, dout, weight_of(p, which), false, gelu_pre, run.math);
@@ -70,34 +74,43 @@ void linear_backward(const LayerRun& run, const LayerTensors& p, const LayerTens
 
 void quantize_weights(const LayerRun& run, const LayerTensors& p) {
     for (Linear which : {Linear::qkv, Linear::out, Linear::fc, Linear::proj}) {
-        Fp8Layer{run.fp8, p.fp8}.quantize_weight(which, weight_of(p, which));
+        Fp8Products{*run.fp8, fp8_of(p, which)}.quantize_weight(weight_of(p, which));
     }
+}
+
+Tensor inp_absmax(const LayerRun& run, const LayerTensors& p, Linear which) {
+    return run.fp8 ? fp8_of(p, which).inp_absmax : Tensor{};
+}
+Tensor dout_absmax(const LayerRun& run, const LayerTensors& p, Linear which) {
+    return run.fp8 ? fp8_of(p, which).dout_absmax : Tensor{};
 }
 
 AttentionShape attention_shape(const ModelConfig& c, int64_t layer) {
     return {.num_heads = c.num_heads, .num_kv_heads = c.num_kv_heads, .window = c.window(layer)};
 }
 
-void norm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps) {
+void norm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps,
+                  Tensor absmax) {
     if (b.absent()) {
-        rmsnorm_forward(y, rstd, x, w, eps);
+        rmsnorm_forward(y, rstd, x, w, eps, absmax);
     } else {
-        layernorm_forward(y, mean, rstd, x, w, b, eps);
+        layernorm_forward(y, mean, rstd, x, w, b, eps, absmax);
     }
 }
 
 void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean, Tensor rstd,
-                   bool accumulate_dx) {
+                   bool accumulate_dx, Tensor absmax) {
     if (db.absent()) {
-        rmsnorm_backward(dx, dw, dy, x, w, rstd, accumulate_dx);
+        rmsnorm_backward(dx, dw, dy, x, w, rstd, accumulate_dx, absmax);
     } else {
-        layernorm_backward(dx, dw, db, dy, x, w, mean, rstd, accumulate_dx);
+        layernorm_backward(dx, dw, db, dy, x, w, mean, rstd, accumulate_dx, absmax);
     }
 }
 
 void project_qkv(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x) {
     const ModelConfig& c = run.config;
-    norm_forward(a.norm1, a.norm1_mean, a.norm1_rstd, x, p.norm1_w, p.norm1_b, c.norm_eps);
+    norm_forward(a.norm1, a.norm1_mean, a.norm1_rstd, x, p.norm1_w, p.norm1_b, c.norm_eps,
+                 inp_absmax(run, p, Linear::qkv));
     linear_forward(run, p, Linear::qkv, a.qkv, a.norm1);
     if (c.qk_norm) {
         const Tensor raw = run.keep_for_backward ? a.qk_raw : Tensor{};
@@ -111,18 +124,21 @@ void project_attention(const LayerRun& run, const LayerTensors& p, const LayerAc
 }
 
 void mlp_hidden(const LayerRun& run, const LayerTensors& p, const LayerActivations& a) {
-    norm_forward(a.norm2, a.norm2_mean, a.norm2_rstd, a.middle, p.norm2_w, p.norm2_b, run.config.norm_eps);
+    norm_forward(a.norm2, a.norm2_mean, a.norm2_rstd, a.middle, p.norm2_w, p.norm2_b, run.config.norm_eps,
+                 inp_absmax(run, p, Linear::fc));
+    const Tensor act_absmax = inp_absmax(run, p, Linear::proj);
     switch (run.config.mlp) {
         case Mlp::gelu:
-            linear_forward(run, p, Linear::fc, a.act, a.norm2, {.gelu = true, .pre_activation = a.fc});
+            linear_forward(run, p, Linear::fc, a.act, a.norm2, {.gelu = true, .pre_activation = a.fc},
+                           act_absmax);
             break;
         case Mlp::swiglu:
             linear_forward(run, p, Linear::fc, a.fc, a.norm2);
-            swiglu_forward(a.act, a.fc);
+            swiglu_forward(a.act, a.fc, act_absmax);
             break;
         case Mlp::relu2:
             linear_forward(run, p, Linear::fc, a.fc, a.norm2);
-            relu2_forward(a.act, a.fc);
+            relu2_forward(a.act, a.fc, act_absmax);
             break;
     }
 }
@@ -134,8 +150,8 @@ void mlp_output(const LayerRun& run, const LayerTensors& p, const LayerActivatio
 void layer_forward(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x,
                    int64_t layer) {
     project_qkv(run, p, a, x);
-    attention_forward(a.attention, a.lse, a.qkv, run.cu_seqlens, attention_shape(run.config, layer),
-                      run.math);
+    attention_forward(a.attention, a.lse, a.qkv, run.cu_seqlens, attention_shape(run.config, layer), run.math,
+                      inp_absmax(run, p, Linear::out));
     project_attention(run, p, a, x);
     mlp_hidden(run, p, a);
 }
@@ -143,60 +159,76 @@ void layer_forward(const LayerRun& run, const LayerTensors& p, const LayerActiva
 namespace {
 // Redoes norm2 and the activation from what Recompute::mlp kept: middle and fc.
 void recompute_mlp(const LayerRun& run, const LayerTensors& p, const LayerActivations& a) {
-    norm_forward(a.norm2, a.norm2_mean, a.norm2_rstd, a.middle, p.norm2_w, p.norm2_b, run.config.norm_eps);
+    norm_forward(a.norm2, a.norm2_mean, a.norm2_rstd, a.middle, p.norm2_w, p.norm2_b, run.config.norm_eps,
+                 inp_absmax(run, p, Linear::fc));
+    const Tensor act_absmax = inp_absmax(run, p, Linear::proj);
     switch (run.config.mlp) {
-        case Mlp::gelu: gelu_forward(a.act, a.fc); break;
-        case Mlp::swiglu: swiglu_forward(a.act, a.fc); break;
-        case Mlp::relu2: relu2_forward(a.act, a.fc); break;
+        case Mlp::gelu:
+            // Of fc as it was rounded: other bits, and another largest, than those of the product's GELU.
+            if (!act_absmax.absent()) fill_zero(act_absmax);
+            gelu_forward(a.act, a.fc, act_absmax);
+            break;
+        case Mlp::swiglu: swiglu_forward(a.act, a.fc, act_absmax); break;
+        case Mlp::relu2: relu2_forward(a.act, a.fc, act_absmax); break;
     }
 }
 
 void mlp_backward(const LayerRun& run, const LayerTensors& p, const LayerTensors& g,
                   const LayerActivations& a, const BackwardScratch& s, bool accumulate) {
     // The activation has done its duty; its gradient takes its place, and that of fc the place of act or fc.
-    const Tensor dact = a.act;
+    const Tensor dact = a.act, dfc_absmax = dout_absmax(run, p, Linear::fc);
     Tensor dfc = dact;
+    const bool through_gelu = run.config.mlp == Mlp::gelu;  // by the product: dact is dfc then
     linear_backward(run, p, g, Linear::proj, dact, s.dstream, a.act, accumulate,
-                    run.config.mlp == Mlp::gelu ? a.fc : Tensor{});
+                    through_gelu ? a.fc : Tensor{}, through_gelu ? dfc_absmax : Tensor{});
     switch (run.config.mlp) {
         case Mlp::gelu: break;
         case Mlp::swiglu:
             dfc = a.fc;
-            swiglu_backward(dfc, a.fc, dact);
+            swiglu_backward(dfc, a.fc, dact, dfc_absmax);
             break;
-        case Mlp::relu2: relu2_backward(dfc, a.fc, dact); break;
+        case Mlp::relu2: relu2_backward(dfc, a.fc, dact, dfc_absmax); break;
     }
     linear_backward(run, p, g, Linear::fc, s.dnorm, dfc, a.norm2, accumulate);
     // The stream goes around the MLP too: its gradient is added to.
     norm_backward(s.dstream, g.norm2_w, g.norm2_b, s.dnorm, a.middle, p.norm2_w, a.norm2_mean, a.norm2_rstd,
-                  true);
+                  true, dout_absmax(run, p, Linear::out));
 }
 
 void attention_part_backward(const LayerRun& run, const LayerTensors& p, const LayerTensors& g,
                              const LayerActivations& a, const BackwardScratch& s, Tensor x, int64_t layer,
-                             bool accumulate) {
+                             bool accumulate, Tensor dx_absmax) {
     const ModelConfig& c = run.config;
+    const bool turned = !run.rope.absent();
+    // Raised by whoever changes dqkv last.
+    const Tensor dqkv_absmax = dout_absmax(run, p, Linear::qkv), none = {};
     linear_backward(run, p, g, Linear::out, s.dattention, s.dstream, a.attention, accumulate);
     attention_backward(s.dqkv, s.dattention, a.attention, a.lse, a.qkv, run.cu_seqlens,
-                       attention_shape(c, layer), run.math, s.workspace);
-    if (!run.rope.absent()) rope_backward(s.dqkv, run.rope, run.positions, c.num_heads, c.num_kv_heads);
+                       attention_shape(c, layer), run.math, s.workspace,
+                       turned || c.qk_norm ? none : dqkv_absmax);
+    if (turned) {
+        rope_backward(s.dqkv, run.rope, run.positions, c.num_heads, c.num_kv_heads,
+                      c.qk_norm ? none : dqkv_absmax);
+    }
     if (c.qk_norm) {
         qknorm_backward(s.dqkv, g.q_norm, g.k_norm, a.qk_raw, a.qk_rstd, p.q_norm, p.k_norm, c.num_heads,
-                        c.num_kv_heads);
+                        c.num_kv_heads, dqkv_absmax);
     }
     linear_backward(run, p, g, Linear::qkv, s.dnorm, s.dqkv, a.norm1, accumulate);
-    norm_backward(s.dstream, g.norm1_w, g.norm1_b, s.dnorm, x, p.norm1_w, a.norm1_mean, a.norm1_rstd, true);
+    norm_backward(s.dstream, g.norm1_w, g.norm1_b, s.dnorm, x, p.norm1_w, a.norm1_mean, a.norm1_rstd, true,
+                  dx_absmax);
 }
 }  // namespace
 
 void layer_backward(const LayerRun& run, const LayerTensors& p, const LayerTensors& g,
                     const LayerActivations& a, const BackwardScratch& s, Tensor x, int64_t layer,
-                    Recompute recompute, bool accumulate) {
+                    Recompute recompute, bool accumulate, Tensor dx_absmax) {
     if (recompute == Recompute::block) layer_forward(run, p, a, x, layer);
     if (recompute == Recompute::mlp) recompute_mlp(run, p, a);
     mlp_backward(run, p, g, a, s, accumulate);
     if (recompute == Recompute::mlp) {
-        norm_forward(a.norm1, a.norm1_mean, a.norm1_rstd, x, p.norm1_w, p.norm1_b, run.config.norm_eps);
+        norm_forward(a.norm1, a.norm1_mean, a.norm1_rstd, x, p.norm1_w, p.norm1_b, run.config.norm_eps,
+                     inp_absmax(run, p, Linear::qkv));
     }
-    attention_part_backward(run, p, g, a, s, x, layer, accumulate);
+    attention_part_backward(run, p, g, a, s, x, layer, accumulate, dx_absmax);
 }

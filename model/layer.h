@@ -13,14 +13,15 @@
 struct LayerTensors {
     Tensor norm1_w, norm1_b, qkv_w, qkv_b, q_norm, k_norm, out_w, out_b;
     Tensor norm2_w, norm2_b, fc_w, fc_b, proj_w, proj_b;
-    const Fp8LayerWeights* fp8 = nullptr;  // of the linear layers' weights, where the run has FP8
+    const Fp8Linears* fp8 = nullptr;  // of parameters, where the run has FP8
 };
 LayerTensors layer_tensors(const ParamTable& table, Tensor arena, int64_t layer);
 
 // LayerNorm or RMSNorm, by whether there is a bias. mean is not used by RMSNorm.
-void norm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps);
+void norm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps,
+                  Tensor absmax = {});
 void norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean, Tensor rstd,
-                   bool accumulate_dx);
+                   bool accumulate_dx, Tensor absmax);
 
 // What every piece of every layer needs to know about the run.
 struct LayerRun {
@@ -34,6 +35,11 @@ struct LayerRun {
 };
 AttentionShape attention_shape(const ModelConfig& config, int64_t layer);
 
+// What whoever makes the input of a linear layer, or the gradient of its output, raises on its way
+// (model/fp8.h); absent without run.fp8.
+Tensor inp_absmax(const LayerRun& run, const LayerTensors& p, Linear which);
+Tensor dout_absmax(const LayerRun& run, const LayerTensors& p, Linear which);
+
 // With run.fp8: the layer's weights as FP8, before its first forward pass of a step.
 void quantize_weights(const LayerRun& run, const LayerTensors& p);
 void project_qkv(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x);
@@ -45,7 +51,8 @@ void mlp_output(const LayerRun& run, const LayerTensors& p, const LayerActivatio
 void layer_forward(const LayerRun& run, const LayerTensors& p, const LayerActivations& a, Tensor x,
                    int64_t layer);
 // s.dstream: in, the gradient of the layer's output; out, of its input x. Weight gradients g are set, or
-// added to when `accumulate` (those of norms are always added to). Destroys a.fc and a.act.
+// added to when `accumulate` (those of norms are always added to). Destroys a.fc and a.act. dx_absmax:
+// absent, or the dout_absmax of whom dstream goes to next.
 void layer_backward(const LayerRun& run, const LayerTensors& p, const LayerTensors& g,
                     const LayerActivations& a, const BackwardScratch& s, Tensor x, int64_t layer,
-                    Recompute recompute, bool accumulate);
+                    Recompute recompute, bool accumulate, Tensor dx_absmax);

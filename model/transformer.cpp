@@ -249,10 +249,12 @@ struct Transformer::State {
                       batch.dloss_scale, accumulate, shape.math, s.workspace);
         loss_sum(total_loss.tensor(DType::f64), forward.losses, accumulate);
         norm_backward(s.dstream, grad(Slot::final_norm_w), grad(Slot::final_norm_b), s.dnorm,
-                      forward.stream.back(), param(Slot::final_norm_w), forward.mean, forward.rstd, false);
+                      forward.stream.back(), param(Slot::final_norm_w), forward.mean, forward.rstd, false,
+                      dout_absmax(run, p.back(), Linear::proj));
         for (size_t l = p.size(); l-- > 0;) {
             layer_backward(run, p[l], g[l], forward.layers[l], s, forward.stream[l], static_cast<int64_t>(l),
-                           shape.recompute, accumulate);
+                           shape.recompute, accumulate,
+                           l > 0 ? dout_absmax(run, p[l - 1], Linear::proj) : Tensor{});
         }
         embedding_backward(grad(Slot::wte), grad(Slot::wpe), s.dstream, batch.tokens, run.positions);
     }
@@ -262,6 +264,7 @@ struct Transformer::State {
         if (uses_fp8() && !accumulate) {
             for (const LayerTensors& layer : p) quantize_weights(layer_run(true), layer);
         }
+        if (uses_fp8()) fill_zero(fp8.absmax);
         run_forward(true);
         run_backward(accumulate);
     }

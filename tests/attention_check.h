@@ -2,7 +2,7 @@
 // what every kernel promises about documents.
 #pragma once
 #include "kernels/attention.h"
-#include "tests/on_device.h"
+#include "tests/absmax_check.h"
 #include "tests/op_check.h"
 
 struct Case {
@@ -109,17 +109,20 @@ Outputs<T> run(const Case& c, const Values& qkv_values, const Values& dout_value
                  Guarded<float>(n * c.num_heads, place.offset)};
     std::vector<int32_t> bounds = c.bounds();
     bounds.resize(bounds.size() + static_cast<size_t>(place.padding), bounds.back());
+    RaisedAbsmax out_absmax(place.device), dqkv_absmax(place.device);
     OnDevice on(place.device);
     const Tensor cu = on(tensor_of(bounds.data(), static_cast<int64_t>(bounds.size())));
     const Tensor out = on(o.out.tensor(n, c.channels())), lse = on(o.lse.tensor(c.num_heads, n));
     const Tensor inputs = on(qkv.tensor(n, c.wide()));
-    attention_forward(out, lse, inputs, cu, c.shape(), math);
+    attention_forward(out, lse, inputs, cu, c.shape(), math, out_absmax.tensor());
     const Guarded<float> scratch(
         attention_backward_scratch_bytes(n, c.max_length(), c.dim, c.shape(), place.device) / 4);
     const Tensor scratch_bytes = make_tensor(scratch.data(), DType::u8, scratch.size() * 4);
     attention_backward(on(o.dqkv.tensor(n, c.wide())), on(dout.tensor(n, c.channels())), out, lse, inputs, cu,
-                       c.shape(), math, on(scratch_bytes));
+                       c.shape(), math, on(scratch_bytes), dqkv_absmax.tensor());
     on.fetch();
+    out_absmax.expect(o.out, "out");
+    dqkv_absmax.expect(o.dqkv, "dqkv");
     return o;
 }
 

@@ -1,6 +1,7 @@
 // The kernels of gpu_wrappers_fp8.h.
 #include "tests/gpu_wrappers_fp8.h"
 
+#include "kernels/gpu_absmax.h"
 #include "kernels/gpu_fp8.h"
 #include "kernels/mma.h"
 
@@ -14,11 +15,6 @@ __global__ void pack_two(Word* out, const Word* inp) {
     wait_for_previous();
     const int i = static_cast<int>(threadIdx.x);
     out[i] = pack_fp8<T>(__uint_as_float(inp[2 * i]), __uint_as_float(inp[2 * i + 1]));
-}
-
-__global__ void load_words(Word* out, const Word* inp) {
-    wait_for_previous();
-    out[threadIdx.x] = load_relaxed(inp + threadIdx.x);
 }
 
 __global__ void find_absmax(Word* out, const Word* inp) {
@@ -49,7 +45,6 @@ void run_fp8_wrapper(Fp8Wrapper wrapper, Tensor out, Tensor inp) {
     switch (wrapper) {
         case Fp8Wrapper::pack_e4m3: return start(pack_two<e4m3>);
         case Fp8Wrapper::pack_e5m2: return start(pack_two<e5m2>);
-        case Fp8Wrapper::load_relaxed: return start(load_words);
         case Fp8Wrapper::absmax: return start(find_absmax);
         case Fp8Wrapper::mma_e4m3: return start(multiply<e4m3>);
         case Fp8Wrapper::mma_e5m2: return start(multiply<e5m2>);

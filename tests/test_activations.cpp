@@ -4,7 +4,7 @@
 #include "kernels/relu2.h"
 #include "kernels/residual.h"
 #include "kernels/swiglu.h"
-#include "tests/on_device.h"
+#include "tests/absmax_check.h"
 
 namespace {
 
@@ -18,8 +18,8 @@ double gelu_twin(double x) {
 double relu2_twin(double x) { return x > 0 ? x * x : 0; }
 double silu_twin(double x) { return x / (1 + std::exp(-x)); }
 
-using Forward = void (*)(Tensor, Tensor, Stream);
-using Backward = void (*)(Tensor, Tensor, Tensor, Stream);
+using Forward = void (*)(Tensor, Tensor, Tensor, Stream);
+using Backward = void (*)(Tensor, Tensor, Tensor, Tensor, Stream);
 
 // On a GPU odd_ones says which tensors are misaligned (tests/on_device.h).
 template <class T>
@@ -38,12 +38,15 @@ void check_unary(double (*function)(double), Forward forward, Backward backward,
         const int64_t offset = device == Device::cpu;
         Guarded<T> inp(x, offset), out(size, 3 * offset), dout(dy), dinp(size);
         Guarded<T> in_place(x), gradient_in_place(dy);
+        RaisedAbsmax absmax(device), gradient_absmax(device);
         OnDevice on(device, odd_ones);
-        forward(on(out.tensor()), on(inp.tensor()), {});
-        backward(on(dinp.tensor()), on(inp.tensor()), on(dout.tensor()), {});
-        forward(on(in_place.tensor()), on(in_place.tensor()), {});
-        backward(on(gradient_in_place.tensor()), on(inp.tensor()), on(gradient_in_place.tensor()), {});
+        forward(on(out.tensor()), on(inp.tensor()), absmax.tensor(), {});
+        backward(on(dinp.tensor()), on(inp.tensor()), on(dout.tensor()), gradient_absmax.tensor(), {});
+        forward(on(in_place.tensor()), on(in_place.tensor()), {}, {});
+        backward(on(gradient_in_place.tensor()), on(inp.tensor()), on(gradient_in_place.tensor()), {}, {});
         on.fetch();
+        absmax.expect(out, "out");
+        gradient_absmax.expect(dinp, "dinp");
         expect_close(out.values(), y, kTolerance<T>, "out");
         expect_close(dinp.values(), dx, kTolerance<T>, "dinp");
         EXPECT_TRUE(in_place.bytes() == out.bytes() && gradient_in_place.bytes() == dinp.bytes())
@@ -73,11 +76,14 @@ void check_swiglu(int64_t rows, int64_t width, Device device, uint32_t odd_ones 
         in_place(x, offset);
     const auto halves = [&](const Guarded<T>& g) { return g.tensor(rows, width); };
     const auto both = [&](const Guarded<T>& g) { return g.tensor(rows, 2 * width); };
+    RaisedAbsmax absmax(device), gradient_absmax(device);
     OnDevice on(device, odd_ones);
-    swiglu_forward(on(halves(out)), on(both(gate_up)));
-    swiglu_backward(on(both(dgate_up)), on(both(gate_up)), on(halves(dout)));
+    swiglu_forward(on(halves(out)), on(both(gate_up)), absmax.tensor());
+    swiglu_backward(on(both(dgate_up)), on(both(gate_up)), on(halves(dout)), gradient_absmax.tensor());
     swiglu_backward(on(both(in_place)), on(both(in_place)), on(halves(dout)));
     on.fetch();
+    absmax.expect(out, "out");
+    gradient_absmax.expect(dgate_up, "dgate_up");
     expect_close(out.values(), y, kTolerance<T>, "out");
     expect_close(dgate_up.values(), dx, kTolerance<T>, "dgate_up");
     EXPECT_TRUE(in_place.bytes() == dgate_up.bytes()) << "in place";
@@ -88,8 +94,8 @@ template <class T>
 std::pair<double, double> at(double x, Forward forward, Backward backward, Device device) {
     Guarded<T> inp(Values(35, x)), out(35), dout(Values(35, 1.0)), dinp(35);
     OnDevice on(device);
-    forward(on(out.tensor()), on(inp.tensor()), {});
-    backward(on(dinp.tensor()), on(inp.tensor()), on(dout.tensor()), {});
+    forward(on(out.tensor()), on(inp.tensor()), {}, {});
+    backward(on(dinp.tensor()), on(inp.tensor()), on(dout.tensor()), {}, {});
     on.fetch();
     EXPECT_TRUE(to_double(out[0]) == to_double(out[34]) ||
                 (std::isnan(to_double(out[0])) && std::isnan(to_double(out[34]))));

@@ -1,7 +1,7 @@
 // LayerNorm against its float64 twin, its gradients against finite differences, and a mean far from zero.
 #include "kernels/layernorm.h"
 
-#include "tests/on_device.h"
+#include "tests/absmax_check.h"
 
 namespace {
 
@@ -84,16 +84,20 @@ void check_shape(Shape s, Device device, uint32_t odd_ones = 0) {
     Guarded<T> x_data(x, offset), w_data(w, 3 * offset), b_data(b), y(size), dy_data(dy), dx(size),
         dx_sum(dx0);
     Guarded<float> mean(s.rows), rstd(s.rows, 1), dw(dw0), db(dw0, 1), dw_again(dw0), db_again(dw0);
+    RaisedAbsmax y_absmax(device), dx_absmax(device), dx_sum_absmax(device);
     OnDevice on(device, odd_ones);
     const auto matrix = [&](const Guarded<T>& g) { return on(g.tensor(s.rows, s.channels)); };
     const auto vector = [&](const auto& g) { return on(g.tensor()); };
     layernorm_forward(matrix(y), vector(mean), vector(rstd), matrix(x_data), vector(w_data), vector(b_data),
-                      kEps);
+                      kEps, y_absmax.tensor());
     layernorm_backward(matrix(dx), vector(dw), vector(db), matrix(dy_data), matrix(x_data), vector(w_data),
-                       vector(mean), vector(rstd), false);
+                       vector(mean), vector(rstd), false, dx_absmax.tensor());
     layernorm_backward(matrix(dx_sum), vector(dw_again), vector(db_again), matrix(dy_data), matrix(x_data),
-                       vector(w_data), vector(mean), vector(rstd), true);
+                       vector(w_data), vector(mean), vector(rstd), true, dx_sum_absmax.tensor());
     on.fetch();
+    y_absmax.expect(y, "y");
+    dx_absmax.expect(dx, "dx");
+    dx_sum_absmax.expect(dx_sum, "dx accumulated");
 
     const Gradients expected = twin_backward(dy, x, w);
     // Few channels can lie so close together that rstd magnifies the rounding of x - mean; hence ten times

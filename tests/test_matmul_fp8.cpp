@@ -4,6 +4,7 @@
 
 #include "kernels/matmul_plan.h"
 #include "kernels/quantize.h"
+#include "tests/absmax_check.h"
 #include "tests/matmul_check.h"
 
 namespace {
@@ -77,11 +78,14 @@ void check_product(Device device, int64_t rows, int64_t columns, int64_t inner) 
     const Quantised<e4m3> b(columns, inner, 2, 30);
     const Values sums = twin(a, b), magnitudes = twin(a, b, true);
     Guarded<Out> out(rows * columns), added(Values(static_cast<size_t>(rows * columns), 0.25));
+    RaisedAbsmax out_absmax(device), added_absmax(device);
     OnDevice on(device);
-    matmul_fp8(on(out.tensor(rows, columns)), a.on(on), b.on(on));
+    matmul_fp8(on(out.tensor(rows, columns)), a.on(on), b.on(on), {}, {}, out_absmax.tensor());
     const Tensor sum = on(added.tensor(rows, columns));
-    matmul_fp8(sum, a.on(on), b.on(on), {.residual = sum});
+    matmul_fp8(sum, a.on(on), b.on(on), {.residual = sum}, {}, added_absmax.tensor());
     on.fetch();
+    out_absmax.expect(out, "out");
+    added_absmax.expect(added, "out and residual");
     expect_sums(device, out, sums, magnitudes, inner);
     Values more = sums;
     for (double& x : more) x += 0.25;
@@ -131,15 +135,19 @@ TEST(MatmulFp8, Epilogues) {
     for (Device device : all_devices()) {
         SCOPED_TRACE(device_name(device));
         Guarded<bf16> out(kCount), pre_out(kCount), dinp(kCount);
+        RaisedAbsmax out_absmax(device), dinp_absmax(device);
         OnDevice on(device);
         matmul_fp8(on(out.tensor(kRows, kColumns)), a.on(on), b.on(on),
                    {.bias = on(bias.tensor()),
                     .residual = on(addend.tensor(kRows, kColumns)),
                     .gelu = true,
-                    .pre_activation = on(pre_out.tensor(kRows, kColumns))});
+                    .pre_activation = on(pre_out.tensor(kRows, kColumns))},
+                   {}, out_absmax.tensor());
         matmul_fp8(on(dinp.tensor(kRows, kColumns)), a.on(on), b.on(on), {},
-                   on(gelu_pre.tensor(kRows, kColumns)));
+                   on(gelu_pre.tensor(kRows, kColumns)), dinp_absmax.tensor());
         on.fetch();
+        out_absmax.expect(out, "out");
+        dinp_absmax.expect(dinp, "dinp");
         // GELU's slope is at most 1.13: what is left is the result's rounding to bf16, 2^-8 at most.
         expect_sums(device, pre_out, pre, magnitudes, kInner);
         constexpr double kRounding = 1.05 / 256;

@@ -1,7 +1,7 @@
 // QK-norm against its float64 twin and finite differences; values are left alone.
 #include "kernels/qknorm.h"
 
-#include "tests/on_device.h"
+#include "tests/absmax_check.h"
 
 namespace {
 
@@ -77,6 +77,7 @@ void check_shape(Shape s, Device device, uint32_t odd_ones = 0) {
     Guarded<T> qkv(x, offset), raw(s.tokens * s.normed(), 3 * offset), wq_data(wq), wk_data(wk), dqkv(dy),
         unsaved(x, offset);
     Guarded<float> rstd(s.tokens * (s.heads + s.kv_heads)), dwq(before), dwk(before, 1);
+    RaisedAbsmax absmax(device);
     OnDevice on(device, odd_ones);
     const auto all = [&](const Guarded<T>& g) { return on(g.tensor(s.tokens, s.width())); };
     const auto vector = [&](const auto& g) { return on(g.tensor()); };
@@ -87,8 +88,9 @@ void check_shape(Shape s, Device device, uint32_t odd_ones = 0) {
     qknorm_forward(all(unsaved), rstd_tensor, {}, vector(wq_data), vector(wk_data), kEps, s.heads,
                    s.kv_heads);
     qknorm_backward(all(dqkv), vector(dwq), vector(dwk), raw_tensor, rstd_tensor, vector(wq_data),
-                    vector(wk_data), s.heads, s.kv_heads);
+                    vector(wk_data), s.heads, s.kv_heads, absmax.tensor());
     on.fetch();
+    absmax.expect(dqkv, "dqkv");
 
     expect_close(qkv.values(), twin(x, wq, wk, s), kTolerance<T>, "qkv");
     expect_close(unsaved.values(), twin(x, wq, wk, s), kTolerance<T>, "qkv without raw");

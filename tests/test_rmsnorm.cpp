@@ -2,7 +2,7 @@
 // kernels/rmsnorm.h.
 #include "kernels/rmsnorm.h"
 
-#include "tests/on_device.h"
+#include "tests/absmax_check.h"
 
 namespace {
 
@@ -66,15 +66,19 @@ void check_shape(Shape s, Device device, uint32_t odd_ones = 0) {
 
     Guarded<T> x_data(x, offset), w_data(w, 3 * offset), y(size), dy_data(dy), dx(size), dx_sum(dx0);
     Guarded<float> rstd(s.rows), dw(dw0, 1), dw_again(dw0);
+    RaisedAbsmax y_absmax(device), dx_absmax(device), dx_sum_absmax(device);
     OnDevice on(device, odd_ones);
     const auto matrix = [&](const Guarded<T>& g) { return on(g.tensor(s.rows, s.channels)); };
     const auto vector = [&](const auto& g) { return on(g.tensor()); };
-    rmsnorm_forward(matrix(y), vector(rstd), matrix(x_data), vector(w_data), kEps);
+    rmsnorm_forward(matrix(y), vector(rstd), matrix(x_data), vector(w_data), kEps, y_absmax.tensor());
     rmsnorm_backward(matrix(dx), vector(dw), matrix(dy_data), matrix(x_data), vector(w_data), vector(rstd),
-                     false);
+                     false, dx_absmax.tensor());
     rmsnorm_backward(matrix(dx_sum), vector(dw_again), matrix(dy_data), matrix(x_data), vector(w_data),
-                     vector(rstd), true);
+                     vector(rstd), true, dx_sum_absmax.tensor());
     on.fetch();
+    y_absmax.expect(y, "y");
+    dx_absmax.expect(dx, "dx");
+    dx_sum_absmax.expect(dx_sum, "dx accumulated");
 
     expect_close(y.values(), twin(x, w, s.rows), kTolerance<T>, "y");
     Values expected_dx(x.size()), expected_sum = dx0, expected_dw = representable<float>(dw0), ignored = dw0;

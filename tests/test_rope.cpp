@@ -2,7 +2,7 @@
 // the transpose of forward.
 #include "kernels/rope.h"
 
-#include "tests/on_device.h"
+#include "tests/absmax_check.h"
 
 namespace {
 
@@ -150,11 +150,18 @@ void check_shape(Shape s, Device device, uint32_t odd_ones = 0) {
     const Guarded<int32_t> position_data = guarded_ids(positions);
     for (double sign : {1.0, -1.0}) {
         Guarded<T> qkv(x, offset);
-        const auto rotate = sign > 0 ? rope_forward : rope_backward;
+        RaisedAbsmax absmax(device);
         OnDevice on(device, odd_ones);
-        rotate(on(qkv.tensor(s.tokens, s.width())), on(table.tensor(kMaxPosition, s.head_dim)),
-               on(position_data.tensor()), s.heads, s.kv_heads, {});
+        const Tensor tensor = on(qkv.tensor(s.tokens, s.width())),
+                     angles = on(table.tensor(kMaxPosition, s.head_dim)),
+                     position = on(position_data.tensor());
+        if (sign > 0) {
+            rope_forward(tensor, angles, position, s.heads, s.kv_heads);
+        } else {
+            rope_backward(tensor, angles, position, s.heads, s.kv_heads, absmax.tensor());
+        }
         on.fetch();
+        if (sign < 0) absmax.expect(qkv, "dqkv");
         expect_close(qkv.values(), twin(x, table, positions, s, sign), kTolerance<T>,
                      sign > 0 ? "forward" : "backward");
         for (int64_t n = 0; n < s.tokens; ++n) {
