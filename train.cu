@@ -23,7 +23,7 @@
 #include "eval/text.h"
 #include "kernels/isa.h"
 #include "kernels/peak.h"
-#include "model/checkpoint.h"
+#include "model/checkpoint_writer.h"
 #include "model/optimizer.h"
 #include "model/run_memory.h"
 #include "model/step_log.h"
@@ -221,6 +221,7 @@ int body(int argc, char** argv) {
                          .optimizer = optimizing,
                          .rows_per_step = one_micro_batch ? 0 : samples_per_step,
                          .sample_tokens = sample_tokens,
+                         .background_checkpoints = o.checkpoint_every > 0,
                          .process_bytes = std::max<int64_t>(0, peak_rss_bytes() - shard_bytes),
                          .shard_bytes = shard_bytes};
     const ParamTable table(config);
@@ -234,6 +235,8 @@ int body(int argc, char** argv) {
     std::fprintf(stderr, "%s", resolved.c_str());
     Transformer model(config, shape);
     Optimizer optimizer(table, optimizing, model.params(), shape.math);
+    CheckpointWriter checkpoints({o.out, tokenizer_directory, o.keep}, table, config, model.params(),
+                                 optimizer, needs.background_checkpoints);
 
     // ---- start or resume ----
     TrainerState state;
@@ -306,13 +309,7 @@ int body(int argc, char** argv) {
     const auto checkpoint = [&] {
         checkpoint_due = false;
         if (saved_step == state.step) return;
-        state.num_updates = optimizer.num_updates();
-        state.num_skipped = optimizer.num_skipped();
-        state.skips_in_a_row = optimizer.skips_in_a_row();
-        state.loss_window = optimizer.loss_window().values();
-        state.norm_window = optimizer.norm_window().values();
-        save_checkpoint(o.out, table, config, model.params(), optimizer, state, tokenizer_directory);
-        prune_checkpoints(o.out, o.keep);
+        checkpoints.save(state);
         saved_step = state.step;
     };
 
@@ -342,6 +339,10 @@ int body(int argc, char** argv) {
         // A device is busy with this step by now: the numbers of the one before have come meanwhile.
         steps.finish();
         if (dead()) break;
+        checkpoints.poll();
+        // Of the step before, whose numbers the update to come will change. Steps that changed nothing must
+        // not push out the checkpoints of those that did.
+        if (checkpoint_due && steps.last().applied) checkpoint();
         const double lr = schedule.at(state.step);
         optimizer.queue(model.grads(), lr, model.summed_loss(), targets);
         ++state.step;
@@ -353,14 +354,13 @@ int body(int argc, char** argv) {
         const bool last = state.step == last_step;  // what is due then is done below, once
         const bool eval_due = due(state.step, o.eval_every), sample_due = due(state.step, o.sample_every);
         checkpoint_due = checkpoint_due || due(state.step, o.checkpoint_every);
-        if (last || eval_due || sample_due || checkpoint_due) steps.finish();
+        if (last || eval_due || sample_due) steps.finish();
         if (last || dead()) break;
         if (eval_due) evaluate(o.eval_batches);
         if (sample_due) sample();
-        // Steps that change nothing must not push out the checkpoints of those that did.
-        if (checkpoint_due && steps.last().applied) checkpoint();
     }
     steps.finish();
+    checkpoints.finish();
     progress.finish();
     if (dead()) return fail_dead_run(state.step, optimizer.skips_in_a_row(), steps.last().reason);
 
@@ -368,6 +368,7 @@ int body(int argc, char** argv) {
     if (state.step > 0 && optimizer.num_updates() == 0 && !stop_asked())
         return fail_dead_run(state.step, optimizer.num_skipped(), "not one could be applied");
     checkpoint();
+    checkpoints.finish();
     if (!stop_asked()) evaluate(0);
     if (!stop_asked()) sample();
     if (stop_asked()) {

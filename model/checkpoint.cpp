@@ -200,12 +200,16 @@ std::string checkpoint_name(int64_t step) {
     return std::string(kStepPrefix) + digits;
 }
 
+CheckpointArenas checkpoint_arenas(Tensor params, const Optimizer& optimizer) {
+    return {.params = params,
+            .moment1 = optimizer.moment1(),
+            .moment2 = optimizer.moment2(),
+            .master = params.dtype == DType::f32 ? Tensor{} : optimizer.master()};
+}
+
 void save_checkpoint(const std::string& out, const ParamTable& table, const ModelConfig& config,
-                     Tensor params, const Optimizer& optimizer, const TrainerState& state,
+                     const CheckpointArenas& arenas, const TrainerState& state,
                      const std::string& tokenizer_directory) {
-    CHECK(state.num_updates == optimizer.num_updates() && state.num_skipped == optimizer.num_skipped(),
-          cat({"state ", state.num_updates, "+", state.num_skipped, ", optimizer ", optimizer.num_updates(),
-               "+", optimizer.num_skipped()}));
     const std::string path = cat({out, "/", checkpoint_name(state.step)});
     remove_leftovers(out);
     if (path_exists(path) && !is_whole(path)) remove_tree(path);
@@ -217,25 +221,25 @@ void save_checkpoint(const std::string& out, const ParamTable& table, const Mode
         const char* path;
         Tensor values;
     };
-    std::vector<Arena> arenas = {{kMoment1Path, optimizer.moment1()}, {kMoment2Path, optimizer.moment2()}};
-    if (params.dtype != DType::f32) arenas.push_back({kMasterPath, optimizer.master()});
+    std::vector<Arena> beside = {{kMoment1Path, arenas.moment1}, {kMoment2Path, arenas.moment2}};
+    if (!arenas.master.absent()) beside.push_back({kMasterPath, arenas.master});
 
     std::vector<FileRecord> records;
-    save_hf_model(root, table, config, params, tokenizer_directory);
+    save_hf_model(root, table, config, arenas.params, tokenizer_directory);
     for (const std::string& name : list_directory(root))
         if (!is_directory(root + "/" + name)) records.push_back({name});
-    for (const Arena& arena : arenas) {
+    for (const Arena& arena : beside) {
         records.push_back({arena.path});
         // A device is this thread's.
         if (!arena.values.on_host()) save_arena(cat({root, "/", arena.path}), table, arena.values);
     }
-    write_file_atomic(cat({root, "/", kStatePath}), state_to_json(state, params.dtype));
+    write_file_atomic(cat({root, "/", kStatePath}), state_to_json(state, arenas.params.dtype));
     records.push_back({kStatePath});
     // SHA-256 is slower than the disk's cache: each large file is written and hashed by a thread of its own.
     parallel_for(static_cast<int64_t>(records.size()), [&](int64_t i) {
         FileRecord& record = records[static_cast<size_t>(i)];
         const std::string file = root + "/" + record.path;
-        for (const Arena& arena : arenas)
+        for (const Arena& arena : beside)
             if (record.path == arena.path && arena.values.on_host()) save_arena(file, table, arena.values);
         record.bytes = file_bytes(file);
         record.sha256 = sha256_file(file);

@@ -29,12 +29,19 @@ struct TrainerState {
     std::string commit;       // of the program
 };
 
+// The numbers of a checkpoint, on any device: params f32 or bf16, the others f32.
+struct CheckpointArenas {
+    Tensor params, moment1, moment2;
+    Tensor master;  // absent where the params are f32: they are it
+};
+CheckpointArenas checkpoint_arenas(Tensor params, const Optimizer& optimizer);
+
 std::string checkpoint_name(int64_t step);  // "step_00001000"
 // Writes OUT/step_N atomically, hashes of all its files in trainer/hashes.json. OUT must exist and belong to
 // this writer alone (core/lock.h): what killed writers left in it is removed, and so is a step_N that is not
-// whole. The state's counts are the optimizer's.
+// whole. Arenas on the host may be saved by any thread, those of a device by its own.
 void save_checkpoint(const std::string& out, const ParamTable& table, const ModelConfig& config,
-                     Tensor params, const Optimizer& optimizer, const TrainerState& state,
+                     const CheckpointArenas& arenas, const TrainerState& state,
                      const std::string& tokenizer_directory);
 // Verifies hashes, then restores the whole optimizer (master, m, v, counts, windows) and `params`, the arena
 // that the model reads. With equal dtypes params get the saved bits (a bf16 copy is rounded stochastically,

@@ -7,13 +7,13 @@
 
 int64_t MemoryPlan::total_bytes() const {
     int64_t total = 0;
-    for (const Line& line : lines) total += line.bytes;
+    for (const Line& line : lines) total += line.kind == Kind::host ? 0 : line.bytes;
     return total;
 }
 
 int64_t MemoryPlan::needed_bytes() const {
     int64_t needed = 0;
-    for (const Line& line : lines) needed += line.reclaimable ? 0 : line.bytes;
+    for (const Line& line : lines) needed += line.kind == Kind::needed ? line.bytes : 0;
     return needed;
 }
 
@@ -26,7 +26,12 @@ std::string MemoryPlan::text() const {
         const size_t gap = width - name.size() + (amount.size() < 12 ? 12 - amount.size() : 1);
         text += name + std::string(gap, ' ') + amount + "\n";
     };
-    for (const Line& line : lines) add_line(line.name, line.bytes);
+    const auto add_lines = [&](bool of_host) {
+        for (const Line& line : lines)
+            if ((line.kind == Kind::host) == of_host) add_line(line.name, line.bytes);
+    };
+    add_lines(false);
     add_line("total", total_bytes());
+    add_lines(true);
     return text;
 }

@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "core/log.h"
+#include "model/checkpoint_writer.h"
 #include "model/generate.h"
 
 namespace {
@@ -31,9 +32,14 @@ MemoryPlan plan_run(const ModelConfig& config, const RunNeeds& needs) {
     Optimizer::plan(plan, table, needs.optimizer, needs.shape.dtype, needs.shape.device);
     if (needs.sample_tokens > 0)
         plan.add("sampling", Decoder::memory_bytes(config, needs.shape.dtype, needs.sample_tokens));
-    if (!on_host) return plan;  // of the device's memory
+    if (!on_host) {  // of the device's memory
+        if (needs.background_checkpoints)
+            plan.add("host: copy of a checkpoint", CheckpointWriter::host_bytes(table, needs.shape.dtype),
+                     MemoryPlan::Kind::host);
+        return plan;
+    }
     plan.add("the step's batches", rows * needs.shape.seq_len * 3 * dtype_bytes(DType::i32));
-    plan.add("token shards (mapped)", needs.shard_bytes, true);
+    plan.add("token shards (mapped)", needs.shard_bytes, MemoryPlan::Kind::reclaimable);
     return plan;
 }
 

@@ -9,12 +9,13 @@
 struct RunNeeds {
     RunShape shape;
     OptimizerConfig optimizer;
-    int64_t rows_per_step = 0;  // 0: one micro-batch, whatever its size
-    int64_t sample_tokens = 0;  // longest text that is sampled during the run, 0: none
-    int64_t process_bytes = 0;  // resident before: program, libraries, tokenizer
-    int64_t shard_bytes = 0;    // mapped
+    int64_t rows_per_step = 0;            // 0: one micro-batch, whatever its size
+    int64_t sample_tokens = 0;            // longest text that is sampled during the run, 0: none
+    bool background_checkpoints = false;  // on a device: written while training goes on
+    int64_t process_bytes = 0;            // resident before: program, libraries, tokenizer
+    int64_t shard_bytes = 0;              // mapped
 };
-// On a device: of its memory alone, since the host's needs are small beside it.
+// On a device: of its memory; of the host's needs only the copy of a checkpoint is worth a line.
 MemoryPlan plan_run(const ModelConfig& config, const RunNeeds& needs);
 // InputError when the plan needs more than is available. Its hint holds flags that were planned and fit:
 // a micro-batch that divides the step, recomputation, or both.

@@ -33,7 +33,8 @@ protected:
         state.step = step;
         state.num_updates = optimizer.num_updates();
         state.num_skipped = optimizer.num_skipped();
-        save_checkpoint(out_, model.table, model.config, model.params(), optimizer, state, "");
+        save_checkpoint(out_, model.table, model.config, checkpoint_arenas(model.params(), optimizer), state,
+                        "");
         return out_ + "/" + checkpoint_name(step);
     }
     static TrainerState load(const std::string& directory, TinyModel& model, Optimizer& optimizer) {
@@ -137,7 +138,7 @@ TEST_F(Checkpoint, StateComesBackExactly) {
     state.config_toml = "lr = 0.1\nname = \"\xc3\xa9 \\\"x\\\"\"\n";
     state.data_hash = "d";
     state.commit = "c";
-    save_checkpoint(out_, model.table, model.config, model.params(), optimizer, state, "");
+    save_checkpoint(out_, model.table, model.config, checkpoint_arenas(model.params(), optimizer), state, "");
     Optimizer other = model.optimizer();
     const TrainerState loaded = load(out_ + "/step_00000042", model, other);
     EXPECT_EQ(loaded.step, state.step);

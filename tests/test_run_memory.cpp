@@ -90,6 +90,30 @@ TEST(RunMemory, MappedFilesAreNoReasonToRefuse) {
     EXPECT_NE(plan_run(config, needs).text().find("token shards (mapped)"), std::string::npos);
 }
 
+// The plan of a device is of its memory: what the host keeps beside it is told, and refuses nothing.
+TEST(RunMemory, ACheckpointsCopyIsTheHosts) {
+    const ModelConfig config = config_preset("tiny-llama");
+    RunNeeds needs = needs_of(1, 1);
+    needs.shape.seq_len = 32;
+    for (const Device device : {Device::simt, Device::cpu}) {
+        needs.shape.device = device;
+        needs.background_checkpoints = false;
+        const MemoryPlan without = plan_run(config, needs);
+        needs.background_checkpoints = true;
+        const MemoryPlan with = plan_run(config, needs);
+        EXPECT_EQ(with.needed_bytes(), without.needed_bytes());
+        EXPECT_EQ(with.total_bytes(), without.total_bytes());
+        EXPECT_EQ(without.text().find("host: "), std::string::npos);
+        const size_t line = with.text().find("\nhost: copy of a checkpoint");
+        if (device == Device::cpu) {
+            EXPECT_EQ(line, std::string::npos) << "on the CPU training waits";
+        } else {
+            EXPECT_GT(line, with.text().find("\ntotal"));
+            EXPECT_EQ(with.lines.back().bytes, 3 * 4 * ParamTable(config).arena_size());
+        }
+    }
+}
+
 // The plan takes what the process holds at its start as given. AddressSanitizer holds much then that it gives
 // back later, so the plan is far above the peak.
 #if defined(__SANITIZE_ADDRESS__)

@@ -103,6 +103,87 @@ TEST_F(TrainDevice, TheEmulatedGpuTrainsResumesAndIsReadByTheCpu) {
     EXPECT_EQ(bits[1], bits[0]);
 }
 
+// The steps that follow one are queued before it is written: it is a waiting host's all the same.
+TEST_F(TrainDevice, CheckpointsWrittenMeanwhileAreThoseOfTheirSteps) {
+    const std::vector<std::string> changes = {"--device", "simt",      "--dtype", "bf16",          "--steps",
+                                              "5",        "--seq-len", "8",       "--micro-batch", "1"};
+    const auto with = [&](std::vector<std::string> more) {
+        more.insert(more.begin(), changes.begin(), changes.end());
+        return more;
+    };
+    const std::string meanwhile = fresh(), waiting = fresh(), line = "host: copy of a checkpoint";
+    const Outcome run = train(meanwhile, with({"--checkpoint-every", "2", "--keep", "0"}));
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    EXPECT_NE(run.err.find(line), std::string::npos) << run.err;
+    for (const char* step : {"2", "4", "5"}) {
+        SCOPED_TRACE(step);
+        const Outcome part = train(waiting, with({"--stop-at", step, "--keep", "0"}));
+        ASSERT_EQ(part.exit_code, 0) << part.err;
+        EXPECT_EQ(part.err.find(line), std::string::npos) << part.err;
+        for (const char* file : {"model", "trainer/m", "trainer/v", "trainer/master"}) {
+            const std::string name = std::string("/step_0000000") + step + "/" + file + ".safetensors";
+            EXPECT_EQ(sha256_file(meanwhile + name), sha256_file(waiting + name)) << file;
+        }
+    }
+}
+
+TEST_F(TrainDevice, KilledOrStoppedWhileACheckpointIsWritten) {
+    const std::vector<std::string> changes = {"--device",           "simt", "--steps",       "16",
+                                              "--seq-len",          "8",    "--micro-batch", "1",
+                                              "--checkpoint-every", "1"};
+    const std::string whole = hash_of(fresh(), changes);
+    const auto temporaries = [](const std::string& out) {
+        int64_t count = 0;
+        if (!path_exists(out)) return count;
+        for (const std::string& name : list_directory(out))
+            count += name.starts_with("step_") && name.find(".tmp-") != std::string::npos;
+        return count;
+    };
+    int64_t num_interrupted = 0;
+    for (int round = 0; round < 20 && num_interrupted < 2; ++round) {
+        SCOPED_TRACE(round);
+        const std::string out = fresh(), step = "\"step\":" + std::to_string(3 + round % 6) + ",";
+        const auto writing = [&] { return log_contains(out, step)() && temporaries(out) > 0; };
+        ASSERT_EQ(train(out, changes, {.signal = SIGKILL, .signal_when = writing}).signal, SIGKILL);
+        num_interrupted += temporaries(out) > 0;
+        const Outcome rest = train(out, changes);
+        EXPECT_NE(rest.err.find("resuming from"), std::string::npos) << rest.err;
+        EXPECT_EQ(weights(rest), whole);
+        EXPECT_EQ(temporaries(out), 0);
+        EXPECT_EQ(rest.err.find("damaged"), std::string::npos) << rest.err;
+    }
+    EXPECT_GE(num_interrupted, 2);
+
+    const std::string out = fresh();
+    const auto writing = [&] { return log_contains(out, "\"step\":5,")() && temporaries(out) > 0; };
+    const Outcome stopped = train(out, changes, {.signal = SIGTERM, .signal_when = writing});
+    ASSERT_EQ(stopped.exit_code, 128 + SIGTERM) << stopped.err;
+    EXPECT_EQ(temporaries(out), 0);
+    const Outcome rest = train(out, changes);
+    const int64_t last = log_lines(out, "step").back()["step"];
+    EXPECT_EQ(last, 16);
+    const size_t at = stopped.err.find(" at step ") + 9;
+    const std::string step = stopped.err.substr(at, stopped.err.find(';', at) - at);
+    EXPECT_NE(rest.err.find("resuming from " + out + "/step_" + std::string(8 - step.size(), '0') + step),
+              std::string::npos)
+        << stopped.err << rest.err;
+    EXPECT_EQ(weights(rest), whole);
+}
+
+TEST_F(TrainDevice, ACheckpointThatCannotBeWrittenEndsTheRun) {
+    const std::string whole = hash_of(fresh(), {"--device", "simt"}), out = fresh();
+    ASSERT_EQ(train(out, {"--device", "simt", "--stop-at", "3"}).exit_code, 0);
+    RunOptions limited;
+    limited.max_file_bytes = 100'000;  // less than the weights
+    const Outcome full = train(out, {"--device", "simt", "--checkpoint-every", "5"}, limited);
+    expect_refusal(full, {"cannot write file", "step_00000005", "File too large", "hint:"},
+                   "in the background");
+    const int64_t last = log_lines(out, "step").back()["step"];
+    EXPECT_LE(last, 10) << "not told by the next checkpoint at the latest";
+    EXPECT_EQ(contents_of(out).find(".tmp-"), std::string::npos) << contents_of(out);
+    EXPECT_EQ(hash_of(out, {"--device", "simt"}), whole);
+}
+
 // As bf16, but for the products; on the CPU too, which has the same numbers.
 TEST_F(TrainDevice, Fp8TrainsAndResumes) {
     const auto with = [](const char* device, std::vector<std::string> more, const char* dtype = "fp8") {
