@@ -22,7 +22,7 @@ void check_shape(const ModelConfig& config, const RunShape& shape) {
     CHECK(shape.dtype == DType::f32 || shape.dtype == DType::bf16, dtype_name(shape.dtype));
     CHECK(!shape.fp8 || shape.dtype == DType::bf16, dtype_name(shape.dtype));
     constexpr int kOldestWithFp8 = 89;
-    if (shape.fp8 && shape.device == Device::cuda) {
+    if (shape.fp8 && shape.device != Device::cpu) {
         const DeviceInfo gpu = device_info(shape.device);
         if (gpu.capability < kOldestWithFp8) {
             fail_input({.what = "this GPU has no FP8 arithmetic",

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "kernels/residual.h"
+#include "kernels/simt/machine.h"
 #include "model/batch_tensors.h"
 #include "tests/on_device.h"
 
@@ -25,6 +26,36 @@ TEST(Device, NamesComeBack) {
     }
     EXPECT_THROW(device_from_name("gpu"), InputError);
     EXPECT_NE(device_from_name("auto"), Device::simt) << "the emulator is never chosen for anyone";
+}
+
+// What is said where there is no GPU that can be used: one line each, with what to do.
+TEST(Device, UnusableGpusAreRefused) {
+    const auto complaint = [](const simt::Machine& machine, int index = 0) -> std::string {
+        simt::set_machine(machine);
+        try {
+            open_device(Device::simt, index);
+        } catch (const InputError& error) {
+            simt::set_machine({});
+            return error.what();
+        }
+        simt::set_machine({});
+        return "";
+    };
+    EXPECT_EQ(complaint({}), "");
+    EXPECT_EQ(complaint({.driver = 12040, .toolkit = 13000}),
+              "the GPU's driver is older than the CUDA toolkit of this build: expected a driver for CUDA 13.0 or "
+              "later, actual CUDA 12.4  hint: update the driver, or build with an older toolkit");
+    EXPECT_EQ(complaint({.driver = 0}),
+              "no GPU was found: --device cuda: expected an NVIDIA GPU and its driver, actual no driver  hint: "
+              "--device cpu, or check nvidia-smi");
+    EXPECT_EQ(complaint({.num_gpus = 0}),
+              "no GPU was found: --device cuda: expected an NVIDIA GPU and its driver, actual no device  hint: "
+              "--device cpu, or check nvidia-smi");
+    EXPECT_EQ(complaint({.num_gpus = 2}, 2),
+              "there is no such GPU: expected 0 to 1, actual 2  hint: CUDA_VISIBLE_DEVICES chooses among several");
+    EXPECT_EQ(complaint({.capability = 75}),
+              "the GPU is too old: emulated GPU (simt): expected compute capability 8.0 or later, actual 7.5  "
+              "hint: --device cpu");
 }
 
 TEST(Device, BuffersAreZeroedAndTellTheirDevice) {

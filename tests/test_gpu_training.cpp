@@ -3,6 +3,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "kernels/simt/machine.h"
 #include "model/checkpoint.h"
 #include "model/generate.h"
 #include "tests/device_training.h"
@@ -171,6 +172,19 @@ TEST(GpuTraining, Fp8RefusesWhatIsNotFinite) {
         EXPECT_STREQ(results[2].reason, "non-finite gradient");
         EXPECT_TRUE(std::isfinite(results[3].loss));
     }
+}
+
+TEST(GpuTraining, Fp8NeedsAGpuThatHasIt) {
+    simt::set_machine({.capability = 86});
+    const RunShape shape = shape_on(Device::simt, Precision::fp8);
+    try {
+        Transformer model(config_preset("tiny-llama"), shape);
+        ADD_FAILURE() << "FP8 on compute capability 8.6";
+    } catch (const InputError& error) {
+        EXPECT_NE(std::string(error.what()).find("8.9 or later for --dtype fp8"), std::string::npos)
+            << error.what();
+    }
+    simt::set_machine({});
 }
 
 TEST(GpuGeneration, LogitsAreThoseOfTheCpu) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/simt/device_memory.h"
+#include "kernels/simt/machine.h"
 #include "kernels/simt/sanitizers.h"
 #include "kernels/simt/scheduler.h"
 #include "kernels/simt/streams.h"
@@ -61,8 +62,16 @@ long long clock64() { return std::chrono::steady_clock::now().time_since_epoch()
 
 // ---- the device -------------------------------------------------------------------------------------------
 
+namespace {
+simt::Machine machine;
+}
+void simt::set_machine(const Machine& pretended) { machine = pretended; }
+
 cudaError_t cudaGetDeviceCount(int* count) {
-    *count = 1;
+    *count = 0;
+    if (machine.driver < machine.toolkit) return note(cudaErrorInsufficientDriver);
+    if (machine.num_gpus == 0) return note(cudaErrorNoDevice);
+    *count = machine.num_gpus;
     return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) { return note(device == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
@@ -74,8 +83,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     if (device != 0) return note(cudaErrorInvalidDevice);
     *properties = {};
     std::strcpy(properties->name, "emulated GPU (simt)");
-    properties->major = 9;
-    properties->minor = 0;
+    properties->major = machine.capability / 10;
+    properties->minor = machine.capability % 10;
     properties->multiProcessorCount = 4;
     properties->totalGlobalMem = simt::device_bytes_total();
     properties->sharedMemPerBlock = 48 << 10;
@@ -85,10 +94,13 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) {
-    *version = 13000;
+    *version = machine.driver;
     return cudaSuccess;
 }
-cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
+cudaError_t cudaRuntimeGetVersion(int* version) {
+    *version = machine.toolkit;
+    return cudaSuccess;
+}
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 
