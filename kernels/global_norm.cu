@@ -5,14 +5,13 @@
 
 #include "core/device.h"
 #include "kernels/gpu_elements.h"
-#include "kernels/gpu_workspace.h"
+#include "kernels/workspace.h"
 
 namespace GPU_NAMESPACE {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kSteps = 4;  // packs under way per thread
-constexpr int64_t kMaxBlocks = 1024;
 
 // Over the block; the sum is thread 0's.
 __device__ double block_sum_of_doubles(double x) {
@@ -69,9 +68,9 @@ void sum_into(double* out, Tensor x, Stream stream) {
     const int64_t count = x.size();
     const bool packed = is_aligned128(x.data);
     const int64_t wanted = ceil_div(count, kThreads * kSteps * (packed ? 4 : 1));
-    const int64_t blocks = wanted < kMaxBlocks ? wanted : kMaxBlocks;
+    const int64_t blocks = wanted < kSquareSumBlocks ? wanted : kSquareSumBlocks;
     auto* const sums =
-        static_cast<double*>(device_workspace("sum_of_squares", kMaxBlocks * dtype_bytes(DType::f64)));
+        static_cast<double*>(device_workspace(kThisDevice, Workspace::square_sums, square_sums_bytes()));
     launch(packed ? square_sums_kernel<4> : square_sums_kernel<1>, blocks, kThreads, 0, stream, sums,
            x.as<float>(), count);
     launch(add_block_sums_kernel, 1, kThreads, 0, stream, out, sums, static_cast<int>(blocks));
@@ -87,7 +86,7 @@ void sum_of_squares_into(Tensor out, Tensor x, Stream stream) {
 double sum_of_squares(Tensor x, Stream stream) {
     check_sum_of_squares(x, {});
     auto* const device_sum =
-        static_cast<double*>(device_workspace("sum_of_squares result", dtype_bytes(DType::f64)));
+        static_cast<double*>(device_workspace(kThisDevice, Workspace::scalar, kScalarBytes));
     sum_into(device_sum, x, stream);
     Tensor on_device = tensor_of(device_sum, 1);
     on_device.device = x.device;

@@ -11,11 +11,9 @@
 #include "kernels/gpu_absmax.h"
 #include "kernels/gpu_row_sums.h"
 #include "kernels/gpu_rows.h"
-#include "kernels/gpu_workspace.h"
+#include "kernels/workspace.h"
 
 namespace GPU_NAMESPACE {
-
-constexpr int kNormThreads = 512;  // of a block, at most
 
 // Each of x is replaced by its sum over the block, with the same bits in all threads. Calls alternate between
 // the two halves of `sums`, so that one barrier is enough: whoever writes a half again has met all its
@@ -163,21 +161,15 @@ template <class T, int kPack, int kHeld, bool kLayerNorm>
 void launch_norm_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w, Tensor mean,
                           Tensor rstd, bool accumulate_dx, Tensor absmax, Stream stream) {
     const int64_t num_rows = x.dims[0], channels = x.dims[1], num_packs = channels / kPack;
-    const int64_t threads = num_packs < kNormThreads ? ceil_div(num_packs, kWarp) * kWarp : kNormThreads;
-    // All blocks run at once: 512 threads fit a multiprocessor's registers, and Hoppers have 132 of those. At
-    // least four rows for each, lest their sums be more than their rows.
-    const int64_t max_chunks = 128 * (kNormThreads / threads), least_rows = 4;
-    const int64_t rows_per_chunk =
-        num_rows > max_chunks * least_rows ? ceil_div(num_rows, max_chunks) : least_rows;
-    const int64_t num_chunks = ceil_div(num_rows, rows_per_chunk);
+    const auto [rows_per_chunk, num_chunks] = norm_backward_cut(num_rows, num_packs);
     if (num_chunks == 0) return;
-    const int64_t width = kLayerNorm ? 2 * channels : channels;
-    auto* const sums = static_cast<float*>(
-        device_workspace("norm_backward", num_chunks * width * static_cast<int64_t>(sizeof(float))));
-    launch(norm_backward_kernel<T, kPack, kHeld, kLayerNorm>, num_chunks, static_cast<int>(threads), 0,
-           stream, dx.as<T>(), sums, dy.as<T>(), x.as<T>(), w.as<T>(),
-           kLayerNorm ? mean.as<float>() : nullptr, rstd.as<float>(), num_rows, rows_per_chunk,
-           static_cast<int>(channels), accumulate_dx, absmax_bits(absmax));
+    const int64_t num_sums = kLayerNorm ? 2 : 1, width = num_sums * channels;
+    auto* const sums = static_cast<float*>(device_workspace(
+        kThisDevice, Workspace::norm_sums, norm_sums_bytes(num_rows, channels, x.dtype, num_sums)));
+    launch(norm_backward_kernel<T, kPack, kHeld, kLayerNorm>, num_chunks,
+           static_cast<int>(norm_backward_threads(num_packs)), 0, stream, dx.as<T>(), sums, dy.as<T>(),
+           x.as<T>(), w.as<T>(), kLayerNorm ? mean.as<float>() : nullptr, rstd.as<float>(), num_rows,
+           rows_per_chunk, static_cast<int>(channels), accumulate_dx, absmax_bits(absmax));
     add_row_sums(dw.as<float>(), channels, kLayerNorm ? db.as<float>() : nullptr, width - channels, sums,
                  num_chunks, stream);
 }

@@ -4,16 +4,18 @@
 // measured yet on a GPU.
 #include "kernels/gpu_sort.h"
 
-#include "kernels/gpu_workspace.h"
+#include "kernels/workspace.h"
 
 namespace GPU_NAMESPACE {
 namespace {
 
 constexpr int kDigitBits = 9, kDigits = 1 << kDigitBits;
+static_assert(kDigits == kSortDigits);
 constexpr int kThreads = kDigits;  // one for each digit
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kRounds = 4;  // tokens per thread
 constexpr int kBlockTokens = kThreads * kRounds;
+static_assert(kBlockTokens == kSortBlockTokens);
 
 __device__ inline int digit_of(int32_t id, int shift) { return id >> shift & (kDigits - 1); }
 
@@ -101,8 +103,8 @@ __global__ void __launch_bounds__(kThreads)
 
 SortedIds sort_ids(const int32_t* ids, int64_t count, int64_t num_ids, Stream stream) {
     const int64_t blocks = ceil_div(count, kBlockTokens);
-    auto* const workspace = static_cast<int32_t*>(
-        device_workspace("sort_ids", (4 * count + blocks * kDigits) * static_cast<int64_t>(sizeof(int32_t))));
+    auto* const workspace =
+        static_cast<int32_t*>(device_workspace(kThisDevice, Workspace::sorted_ids, sorted_ids_bytes(count)));
     int32_t* const block_counts = workspace + 4 * count;
     int32_t *out_ids = workspace, *out_indices = workspace + count;
     int32_t *spare_ids = workspace + 2 * count, *spare_indices = workspace + 3 * count;

@@ -5,9 +5,9 @@
 #include "kernels/matmul.h"
 
 #include "kernels/gpu.h"
-#include "kernels/gpu_workspace.h"
 #include "kernels/matmul_gpu.h"
 #include "kernels/matmul_gpu_store.h"
+#include "kernels/workspace.h"
 
 namespace GPU_NAMESPACE {
 namespace {
@@ -51,9 +51,9 @@ __global__ void add_splits_kernel(Output output, Matrix sums, int splits, bool p
 template <class Kernels>
 void multiply_split(const Product& product, int splits, Stream stream, const Kernels& kernels) {
     const int64_t rows = product.output.rows, columns = product.output.columns;
-    const int64_t needed = splits * rows * columns;
-    void* const memory = device_workspace(
-        "split sums of products", 4 * (needed > kMatmulMostSplitSums ? needed : kMatmulMostSplitSums));
+    const int64_t needed = splits * rows * columns * kFloatBytes;  // more than planned for forced plans only
+    void* const memory = device_workspace(kThisDevice, Workspace::split_sums,
+                                          needed > kMatmulSplitSumsBytes ? needed : kMatmulSplitSumsBytes);
     const Matrix sums{memory, columns, DType::f32};
     Product parts = product;
     parts.output = {
@@ -67,10 +67,7 @@ void multiply_split(const Product& product, int splits, Stream stream, const Ker
 // --------------------------
 
 constexpr int kSumWarps = 8, kSumThreads = kSumWarps * kWarp;
-constexpr int kSumColumns = kWarp * kChunk;  // of a block
-constexpr int64_t kSumBlocks =
-    1056;  // as many as fill the largest GPUs (132 multiprocessors of 2048 threads)
-constexpr int kLeastSumRows = 4 * kSumWarps;
+static_assert(kSumColumns == kWarp * kChunk && kLeastSumRows % kSumWarps == 0);
 
 // Block (x, y): the sums of its kSumColumns columns over rows [y, y + 1) * rows_per_block, to part[y]. A warp
 // takes every kSumWarps-th row; the warps' sums are added in order.
@@ -80,7 +77,7 @@ __global__ void __launch_bounds__(kSumThreads)
     wait_for_previous();
     SHARED(float, sums, [kSumWarps][kSumColumns]);
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int first = static_cast<int>(blockIdx.x) * kSumColumns, column = first + lane * kChunk;
+    const int first = static_cast<int>(blockIdx.x * kSumColumns), column = first + lane * kChunk;
     const int left = columns - column, width = left < kChunk ? left : kChunk;
     const int row_begin = static_cast<int>(blockIdx.y) * rows_per_block;
     const int row_end = rows - row_begin < rows_per_block ? rows : row_begin + rows_per_block;
@@ -119,9 +116,7 @@ __global__ void __launch_bounds__(kSumThreads)
 void column_sums(float* out, const Matrix& inp, int64_t rows, int64_t columns, bool accumulate,
                  Stream stream) {
     const int64_t across = ceil_div(columns, kSumColumns);
-    int64_t parts = across > 0 ? kSumBlocks / across : 1;
-    if (parts > rows / kLeastSumRows) parts = rows / kLeastSumRows;
-    if (parts < 1) parts = 1;
+    const int64_t parts = column_sum_parts(rows, columns);
     const auto add = [&](const Matrix& to, const Matrix& from, int64_t num_rows, int64_t num_parts,
                          bool onto) {
         launch(column_sums_kernel, dim3(static_cast<unsigned>(across), static_cast<unsigned>(num_parts)),
@@ -130,8 +125,9 @@ void column_sums(float* out, const Matrix& inp, int64_t rows, int64_t columns, b
     };
     const Matrix result{out, columns, DType::f32};
     if (parts == 1) return add(result, inp, rows, 1, accumulate);
-    const Matrix partial{device_workspace("sums of columns", kSumBlocks * kSumColumns * 4), columns,
-                         DType::f32};
+    const Matrix partial{
+        device_workspace(kThisDevice, Workspace::column_sums, column_sums_bytes(rows, columns)), columns,
+        DType::f32};
     add(partial, inp, rows, parts, false);
     add(result, partial, parts, 1, accumulate);
 }

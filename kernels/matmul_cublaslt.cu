@@ -20,13 +20,12 @@
 #include <vector>
 
 #include "core/device.h"
-#include "kernels/gpu_workspace.h"
 #include "kernels/matmul_plan_cache.h"
+#include "kernels/workspace.h"
 
 namespace GPU_NAMESPACE {
 namespace {
 
-constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what NVIDIA recommends for Hopper
 constexpr int kSuggestions = 8, kTimedRuns = 5;
 
 // The functions of the library that are used, each under its own name.
@@ -193,7 +192,7 @@ public:
         const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
             REQUIRE(library_.MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)));
         };
-        prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kWorkspaceBytes));
+        prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kLibraryBytes));
         prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(product_.b.lines.data));
@@ -224,8 +223,9 @@ public:
     bool run(const Algorithm& algorithm, void* out, cudaStream_t stream) const {
         return library_.Matmul(library_.handle, description_, &product_.output.scale, product_.b.lines.data,
                                a_, product_.a.lines.data, b_, &fused_.beta, fused_.c.data, c_, out, d_,
-                               &algorithm.data, device_workspace("cublasLt", kWorkspaceBytes),
-                               kWorkspaceBytes, stream) == CUBLAS_STATUS_SUCCESS;
+                               &algorithm.data,
+                               device_workspace(kThisDevice, Workspace::library, kLibraryBytes),
+                               kLibraryBytes, stream) == CUBLAS_STATUS_SUCCESS;
     }
 
 private:

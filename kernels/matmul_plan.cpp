@@ -64,6 +64,14 @@ MatmulPlan plan_matmul(int64_t rows, int64_t columns, int64_t inner, bool may_sp
     return fills_half(large) ? large : plan_of(MatmulTile::small, rows, columns, inner, may_split);
 }
 
+int64_t split_sums_bytes(int64_t rows, int64_t columns, int64_t inner) {
+    std::vector<MatmulPlan> plans = hopper_plans(rows, columns, inner, true);
+    for (const bool hopper : {false, true}) plans.push_back(plan_matmul(rows, columns, inner, true, hopper));
+    const bool splits =
+        std::any_of(plans.begin(), plans.end(), [](const MatmulPlan& plan) { return plan.splits > 1; });
+    return splits ? kMatmulSplitSumsBytes : 0;
+}
+
 void force_matmul_plan(const MatmulPlan* plan) {
     g_forced = plan != nullptr ? std::optional(*plan) : std::nullopt;
 }

@@ -32,13 +32,15 @@ constexpr MatmulTileShape shape_of(MatmulTile tile) {
 constexpr bool is_hopper(MatmulTile tile) {
     return tile == MatmulTile::hopper_square || tile == MatmulTile::hopper_wide;
 }
-// What split sums need at most, whatever the shape.
-constexpr int64_t kMatmulMostSplitSums = int64_t{264} * 128 * 128;
+// What split sums need at most, in f32, whatever the shape.
+constexpr int64_t kMatmulSplitSumsBytes = int64_t{264} * 128 * 128 * 4;
 
 // hopper: its tiles can do the product.
 MatmulPlan plan_matmul(int64_t rows, int64_t columns, int64_t inner, bool may_split, bool hopper);
 // One plan for each of Hopper's tiles: what is worth timing beside a library.
 std::vector<MatmulPlan> hopper_plans(int64_t rows, int64_t columns, int64_t inner, bool may_split);
+// What any of these plans may need for split sums of the shape: 0 where none splits.
+int64_t split_sums_bytes(int64_t rows, int64_t columns, int64_t inner);
 // For tests and benchmarks: this plan for all products (its splits where may_split; large tiles where it asks
 // for Hopper's and they cannot) and no library, until null is given.
 void force_matmul_plan(const MatmulPlan* plan);

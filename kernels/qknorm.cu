@@ -8,7 +8,7 @@
 
 #include "kernels/gpu_absmax.h"
 #include "kernels/gpu_row_sums.h"
-#include "kernels/gpu_workspace.h"
+#include "kernels/workspace.h"
 
 namespace GPU_NAMESPACE {
 namespace {
@@ -191,22 +191,18 @@ template <class T>
 void backward(Tensor dqkv, Tensor dwq, Tensor dwk, Tensor raw, Tensor rstd, Tensor wq, Tensor wk,
               int64_t num_heads, int64_t num_kv_heads, Tensor absmax, Stream stream) {
     const int64_t heads = num_heads + num_kv_heads, head_dim = wq.dims[0], num_tokens = dqkv.dims[0];
-    // As many blocks as run at once on 132 multiprocessors, four each; at least four tokens for each.
-    constexpr int64_t kMaxChunks = 512, kLeastTokens = 4;
-    const int64_t tokens_per_chunk =
-        num_tokens > kMaxChunks * kLeastTokens ? ceil_div(num_tokens, kMaxChunks) : kLeastTokens;
-    const int64_t num_chunks = ceil_div(num_tokens, tokens_per_chunk);
-    if (num_chunks == 0) return;
+    const RowCut cut = qknorm_backward_cut(num_tokens);
+    if (cut.num_chunks == 0) return;
     auto* const sums = static_cast<float*>(
-        device_workspace("qknorm_backward", num_chunks * 2 * head_dim * static_cast<int64_t>(sizeof(float))));
+        device_workspace(kThisDevice, Workspace::qknorm_sums, qknorm_sums_bytes(num_tokens, head_dim)));
     for_head_shape<T>(
         head_dim, is_aligned128(dqkv.data, raw.data, wq.data, wk.data), [&](auto pack, auto held) {
-            launch(qknorm_backward_kernel<T, pack(), held()>, num_chunks, kThreads, 0, stream, dqkv.as<T>(),
-                   sums, raw.as<T>(), rstd.as<float>(), wq.as<T>(), wk.as<T>(), num_tokens, tokens_per_chunk,
-                   dqkv.dims[1], static_cast<int>(num_heads), static_cast<int>(heads),
+            launch(qknorm_backward_kernel<T, pack(), held()>, cut.num_chunks, kThreads, 0, stream,
+                   dqkv.as<T>(), sums, raw.as<T>(), rstd.as<float>(), wq.as<T>(), wk.as<T>(), num_tokens,
+                   cut.rows_per_chunk, dqkv.dims[1], static_cast<int>(num_heads), static_cast<int>(heads),
                    static_cast<int>(head_dim), lanes_for(head_dim / pack()), absmax_bits(absmax));
         });
-    add_row_sums(dwq.as<float>(), head_dim, dwk.as<float>(), head_dim, sums, num_chunks, stream);
+    add_row_sums(dwq.as<float>(), head_dim, dwk.as<float>(), head_dim, sums, cut.num_chunks, stream);
 }
 
 }  // namespace

@@ -9,8 +9,8 @@
 #include "core/device.h"
 #include "kernels/check.h"
 #include "kernels/gpu.h"
-#include "kernels/gpu_workspace.h"
 #include "kernels/sampling.h"
+#include "kernels/workspace.h"
 
 namespace GPU_NAMESPACE {
 namespace {
@@ -160,7 +160,8 @@ int32_t sample_token(Tensor logits, const SamplingParams& params, float uniform)
     check_sampling(logits, params, uniform);
     const ArgumentCheck check{"sample_token", logits.device};
     check.that(logits.dims[0] <= kMaxVocab, "logits", "at most 2^23", static_cast<double>(logits.dims[0]));
-    Tensor token = tensor_of(static_cast<int32_t*>(device_workspace("sample_token", sizeof(int32_t))), 1);
+    Tensor token =
+        tensor_of(static_cast<int32_t*>(device_workspace(kThisDevice, Workspace::scalar, kScalarBytes)), 1);
     token.device = logits.device;
     launch(sample_token_kernel, 1, kThreads, 0, Stream{}, token.as<int32_t>(), logits.as<float>(),
            logits.dims[0], params.temperature, params.top_k, params.top_p, static_cast<double>(uniform));

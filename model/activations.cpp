@@ -5,6 +5,8 @@
 
 #include "kernels/attention.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/matmul_plan.h"
+#include "kernels/quantize.h"
 
 LayerActivations layout_layer(Arena& arena, const ModelConfig& c, DType dtype, int64_t n, bool backward,
                               const LayerActivations* recomputed) {
@@ -70,4 +72,31 @@ BackwardScratch layout_scratch(Arena& arena, const ModelConfig& c, const RunShap
     s.dattention = arena.take(shape.dtype, n, c.attention_dim());
     s.dqkv = arena.take(shape.dtype, n, c.qkv_dim());
     return s;
+}
+
+WorkspaceSizes workspace_sizes(const ModelConfig& c, const RunShape& shape) {
+    WorkspaceSizes sizes;
+    sizes[Workspace::scalar] = kScalarBytes;
+    if (shape.device == Device::cuda) sizes[Workspace::library] = kLibraryBytes;
+    if (!shape.backward) return sizes;
+    const int64_t n = shape.num_rows * shape.seq_len;
+    sizes[Workspace::square_sums] = square_sums_bytes();
+    sizes[Workspace::sorted_ids] = sorted_ids_bytes(n);
+    sizes[Workspace::norm_sums] =
+        norm_sums_bytes(n, c.channels, shape.dtype, c.norm == Norm::layernorm ? 2 : 1);
+    if (c.qk_norm) sizes[Workspace::qknorm_sums] = qknorm_sums_bytes(n, c.head_dim);
+    const struct {
+        int64_t out, in;
+        bool bias;
+    } linears[] = {{c.qkv_dim(), c.channels, c.qkv_bias},
+                   {c.channels, c.attention_dim(), c.out_bias},
+                   {c.mlp == Mlp::swiglu ? 2 * c.mlp_dim : c.mlp_dim, c.channels, c.mlp_bias},
+                   {c.channels, c.mlp_dim, c.mlp_bias},
+                   {c.vocab_size, c.channels, false}};
+    for (const auto& linear : linears) {
+        sizes.need(Workspace::split_sums,
+                   split_sums_bytes(linear.out, linear.in, shape.fp8 ? fp8_line(n) : n));
+        if (linear.bias) sizes.need(Workspace::column_sums, column_sums_bytes(n, linear.out));
+    }
+    return sizes;
 }

@@ -4,6 +4,7 @@
 #pragma once
 #include <vector>
 
+#include "kernels/workspace.h"
 #include "model/arena.h"
 #include "model/config.h"
 #include "model/transformer.h"  // RunShape
@@ -45,3 +46,5 @@ ForwardActivations layout_forward(Arena& arena, const ModelConfig& config, const
                                   int64_t num_tokens);
 BackwardScratch layout_scratch(Arena& arena, const ModelConfig& config, const RunShape& shape,
                                int64_t num_tokens);
+// What the kernels of a device keep for themselves beside it, the gradient's norm and sampling included.
+WorkspaceSizes workspace_sizes(const ModelConfig& config, const RunShape& shape);

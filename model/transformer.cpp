@@ -132,6 +132,7 @@ struct Transformer::State {
             fp8 = layout_fp8(arena, c, s.num_rows * s.seq_len);
             for (size_t l = 0; l < p.size(); ++l) p[l].fp8 = &fp8.layers[l];
         }
+        if (s.device != Device::cpu) reserve_workspaces(s.device, workspace_sizes(c, s));
         if (c.position == Position::rope) {
             Buffer host(forward.rope.bytes());
             const Tensor table_on_host =
@@ -301,6 +302,7 @@ void Transformer::plan(MemoryPlan& plan, const ModelConfig& config, const RunSha
     if (shape.fp8 && shape.backward) plan.add("FP8 weights and operands", fp8_bytes(config, shape));
     if (shape.device != Device::cpu) {
         plan.add("batch", BatchTensors::device_bytes(shape.num_rows * shape.seq_len));
+        plan.add("device workspaces", workspace_sizes(config, shape).total());
         return;
     }
     plan.add("matmul scratch", matmul_scratch_bytes(num_threads()));

@@ -41,7 +41,7 @@ public:
     Transformer(const ModelConfig& config, const RunShape& shape);
     ~Transformer();
     // The lines of this class: parameters, gradients, activations, scratch; and what the kernels keep for
-    // each thread. Pure: allocates nothing.
+    // each thread, or on a device (kernels/workspace.h). Pure: allocates nothing.
     static void plan(MemoryPlan& plan, const ModelConfig& config, const RunShape& shape);
 
     const ModelConfig& config() const;

@@ -109,6 +109,7 @@ TEST_F(CheckpointWriting, IsQueuedWithoutAWait) {
         CheckpointWriter writer = writer_of(training);
         const int64_t before = num_device_waits();
         writer.save(state_of(3));
+        writer.poll();  // too early
         EXPECT_EQ(num_device_waits(), before);
         EXPECT_EQ(hashes(3), "(absent)");
         int64_t waits = 0;

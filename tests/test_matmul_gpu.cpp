@@ -50,7 +50,7 @@ TEST(MatmulGpu, PlansFollowTheShape) {
     EXPECT_EQ(plan(0, 0, 0, true).splits, 1);
     for (int64_t m : {1, 64, 200, 768, 3072}) {
         const MatmulPlan p = plan(m, 768, 1 << 20, true);
-        EXPECT_LE(p.splits * m * 768, kMatmulMostSplitSums) << m;
+        EXPECT_LE(p.splits * m * 768 * 4, kMatmulSplitSumsBytes) << m;
     }
 }
 

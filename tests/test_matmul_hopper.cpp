@@ -42,7 +42,7 @@ TEST(MatmulHopper, PlansFollowTheShape) {
     EXPECT_EQ(plan(0, 0, 0, true).splits, 1);
     for (int64_t m : {1, 64, 200, 768, 3072}) {
         for (const MatmulPlan& p : hopper_plans(m, 768, 1 << 20, true))
-            EXPECT_LE(p.splits * m * 768, kMatmulMostSplitSums) << m;
+            EXPECT_LE(p.splits * m * 768 * 4, kMatmulSplitSumsBytes) << m;
     }
     const ForcedPlan forced({kWide, 3});
     EXPECT_EQ(plan(1, 1, 1, true), (MatmulPlan{kWide, 3}));
