@@ -2,9 +2,9 @@
 // pairs of FP8 numbers for its elements, 64 inner indices in shared memory at a time. 2 M N K FLOPs; bound by
 // the mma instruction. Not measured yet on a GPU.
 //
-// In code for sm_90a the compiler spills 20 bytes a thread of small tiles and 96 of large ones (for sm_89
-// none): Hopper has FP8 in wgmma alone, and mma.sync needs registers for conversions. Products by wgmma, or
-// the library's, are what an H100 should have; they are still to come.
+// In code for sm_90a the compiler spills 96 bytes a thread of large tiles (for sm_89 none): Hopper has FP8 in
+// wgmma alone, and mma.sync needs registers for conversions. Products by wgmma, or the library's, are what an
+// H100 should have; they are still to come.
 #include "kernels/matmul_fp8.h"
 
 #include <type_traits>

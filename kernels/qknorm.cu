@@ -79,6 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     LargestMagnitude largest(absmax);
     if (absmax != nullptr) {
         for (int64_t token = begin + warp; token < end; token += kWarps) {
+            UNROLL_BY(1)  // registers are worth more
             for (int64_t i = int64_t{num_heads} * head_dim + lane * kPack; i < width; i += kWarp * kPack) {
                 largest.add(load_elements<kPack>(dqkv + token * width + i));  // the values
             }

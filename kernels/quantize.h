@@ -31,7 +31,7 @@ void raise_absmax(Tensor absmax, Tensor inp, Stream stream = {});
 
 //   out         out [N,fp8_line(C)] e4m3|e5m2, or absent         inverse  out [1] f32
 //   transposed  out [C,fp8_line(N)] same dtype, or absent        inp      in  [N,C] f32|bf16
-//   absmax      in  [1] f32 of inp: raise_absmax, or the op that made inp
+//   absmax      in  [1] f32 of inp: raise_absmax, or the op that made inp. On the CPU it is checked.
 void quantize(Tensor out, Tensor transposed, Tensor inverse, Tensor inp, Tensor absmax, Stream stream = {});
 
 // Both backends'; they throw InternalError.

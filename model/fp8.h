@@ -9,7 +9,7 @@
 //
 // Those numbers are the largest magnitudes of its input and of its output's gradient, which the ops that make
 // the two raise on their way (`absmax`). They are zeroed when a micro-batch begins, not before each of its
-// passes: what is recomputed has the same bits, and raises nothing.
+// passes: what is recomputed has the same bits, and raises nothing (but for GELU: model/layer.cpp).
 #pragma once
 #include <array>
 #include <vector>

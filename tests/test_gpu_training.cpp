@@ -162,6 +162,21 @@ TEST(GpuTraining, RecomputationGivesTheSameBits) {
     }
 }
 
+// Every absmax is raised by the op that made the tensor, and on the CPU quantize() looks whether it was.
+TEST(GpuTraining, Fp8ScalesAreOfTheTensorsThemselves) {
+    ModelConfig relu2 = config_preset("tiny-gpt2");
+    relu2.mlp = Mlp::relu2;
+    for (const ModelConfig& config :
+         {config_preset("tiny-gpt2"), relu2, config_preset("tiny-llama"), config_preset("tiny-qwen3")}) {
+        for (Recompute level : {Recompute::none, Recompute::mlp, Recompute::block}) {
+            RunShape shape = shape_on(Device::cpu, Precision::fp8);
+            shape.recompute = level;
+            Training run(config, shape, {});
+            EXPECT_NO_THROW(run.train(0, 2)) << "level " << static_cast<int>(level);
+        }
+    }
+}
+
 // What is not finite goes through the quantisation of gradients, which saturates all else.
 TEST(GpuTraining, Fp8RefusesWhatIsNotFinite) {
     for (Device device : {Device::cpu, gpus().front()}) {

@@ -121,3 +121,19 @@ TEST(Quantize, WhatIsNotFiniteStaysVisible) {
         }
     }
 }
+
+// An absmax of another tensor saturates, or wastes what there is of range: on the CPU a fault is seen.
+TEST(Quantize, TheAbsmaxIsTheTensorsOwn) {
+    const Guarded<bf16> inp(Values{1, -3, 2, 0});
+    Guarded<e4m3> out(16);
+    Guarded<float> absmax(Values{3}), inverse(1);
+    const auto run = [&] {
+        return check_failure(
+            [&] { quantize(out.tensor(1, 16), {}, inverse.tensor(), inp.tensor(1, 4), absmax.tensor()); });
+    };
+    EXPECT_EQ(run(), "");
+    for (float other : {0.0f, 2.0f, 4.0f, NAN}) {
+        absmax[0] = other;
+        expect_mentions(run(), {"quantize", "argument absmax", "inp's largest magnitude"});
+    }
+}
