@@ -6,8 +6,8 @@ namespace simt {
 
 struct Machine {
     int num_gpus = 1;
-    int capability = 90;                    // 10 * major + minor
-    int driver = 13000, toolkit = 13000;    // 1000 * major + 10 * minor; driver 0: none is installed
+    int capability = 90;                  // 10 * major + minor
+    int driver = 13000, toolkit = 13000;  // 1000 * major + 10 * minor; driver 0: none is installed
 };
 void set_machine(const Machine& machine);
 
