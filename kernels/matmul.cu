@@ -1,7 +1,7 @@
 // The matrix products of training on the GPU: what each op asks of the product (matmul_gpu.h), products whose
 // inner dimension is split, and the sums of columns. The products themselves are in matmul_mma.cu (tensor
-// cores), matmul_fp8.cu, matmul_hopper.cu (those of Hopper), matmul_ffma.cu (f32) and matmul_cublaslt.cu (the
-// library, where there is one).
+// cores), matmul_fp8.cu, matmul_hopper.cu and matmul_hopper_fp8.cu (those of Hopper), matmul_ffma.cu (f32)
+// and matmul_cublaslt.cu (the library, where there is one).
 #include "kernels/matmul.h"
 
 #include "kernels/gpu.h"
@@ -151,10 +151,11 @@ void multiply_own(const Product& product, const MatmulPlan& plan, Stream stream)
         static_cast<int>(ceil_div(ceil_div(product.inner, plan.splits), multiple) * multiple);
     const int splits = product.inner > 0 ? static_cast<int>(ceil_div(product.inner, inner_per_split)) : 1;
     const auto kernels = [&](const Product& parts) {
-        const auto multiply_parts = product.of_fp8()       ? multiply_fp8
-                                    : is_hopper(plan.tile) ? multiply_hopper
-                                    : product.bf16_math    ? multiply_bf16
-                                                           : multiply_f32;
+        const bool hopper = is_hopper(plan.tile);
+        const auto multiply_parts = product.of_fp8()    ? (hopper ? multiply_hopper_fp8 : multiply_fp8)
+                                    : hopper            ? multiply_hopper
+                                    : product.bf16_math ? multiply_bf16
+                                                        : multiply_f32;
         multiply_parts(parts, plan.tile, splits, inner_per_split, stream);
     };
     if (splits == 1) return kernels(product);
@@ -173,7 +174,7 @@ void multiply(Product product, Stream stream) {
                     output.gelu_pre.packed() && output.addend.packed();
     const int64_t rows = output.rows, columns = output.columns, inner = product.inner;
     const bool hopper = can_multiply_hopper(product);
-    if (!matmul_plan_is_forced() && !product.of_fp8()) {
+    if (!matmul_plan_is_forced()) {
         const auto own =
             hopper ? hopper_plans(rows, columns, inner, product.may_split) : std::vector<MatmulPlan>();
         if (library_matmul(product, own, stream)) return;

@@ -6,7 +6,8 @@
 //   backward input:   a = dout [N,OC]      b = weight transposed [C,OC]
 //   backward weight:  a = dout transposed  b = inp transposed [C,N];   residual = out accumulates
 // Sums are f32 on the CPU and in the emulator; Hopper's tensor cores keep some 14 bits of the sums within an
-// instruction (DeepSeek-V3, arXiv:2412.19437, section 3.3.2). The order of the sum over k depends on the
+// instruction (DeepSeek-V3, arXiv:2412.19437, section 3.3.2), so that there every 128 inner indices are added
+// up in f32 (matmul_hopper_fp8.cu). The order of the sum over k depends on the
 // shape alone. An operand that is not finite has inverse NaN, and so is all of out.
 #pragma once
 #include "kernels/matmul.h"

@@ -78,8 +78,10 @@ void multiply_own(const Product& product, const MatmulPlan& plan, Stream stream)
 void multiply_bf16(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
 void multiply_f32(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
 void multiply_fp8(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
-// Hopper's own instructions, for operands that TMA can copy: bf16, aligned to 16 bytes, lines too.
+// Hopper's own instructions, for operands that TMA can copy: bf16 or FP8, aligned to 16 bytes, lines too.
 bool can_multiply_hopper(const Product& product);
 void multiply_hopper(const Product& product, MatmulTile tile, int splits, int inner_per_split, Stream stream);
+void multiply_hopper_fp8(const Product& product, MatmulTile tile, int splits, int inner_per_split,
+                         Stream stream);
 
 }  // namespace GPU_NAMESPACE

@@ -1,308 +1,51 @@
-// Matrix product of bf16 numbers on Hopper: copies by TMA, products by wgmma, f32 sums. 2 M N K FLOPs; each
-// operand is read once per row (column) of tiles, from L2 for the most part. Bound by the tensor cores: wgmma
-// reads both operands from shared memory itself, at 80 of 128 bytes a cycle with the wide tile. Not measured
-// yet on a GPU.
-//
-// A block stays on its multiprocessor and takes one tile after the other. One thread copies stages of 64
-// inner indices into a ring; two warpgroups multiply and store. They share a wide tile, 64 rows each, which
-// reads the least for a sum; or each takes every other square tile, so that one stores while the other
-// multiplies. Registers: 168 a thread at the start; the copying warpgroup goes down to 40, the others up to
-// 232, of which 128 are sums (3 x 128 x 168 >= 128 x 40 + 256 x 232). Every sum takes the inner indices from
-// first to last, 16 in each wgmma, whatever the tile: equal bits wherever a row lies.
-#include "kernels/matmul_gpu.h"
-#include "kernels/matmul_gpu_store.h"
-#include "kernels/wgmma.h"
-
-#include "core/device.h"
+// Hopper's matrix product of bf16 numbers (matmul_hopper.h). wgmma reads shared memory at 80 of 128 bytes a
+// cycle with the wide tile. Not measured yet on a GPU.
+#include "kernels/matmul_hopper.h"
 
 namespace GPU_NAMESPACE {
-namespace {
 
-constexpr int kInner = 64;  // inner indices of a stage: a line of them is what the swizzle spans
-constexpr int kWarpgroup = 128, kConsumers = 2, kThreads = (1 + kConsumers) * kWarpgroup;
-constexpr int kGroupRows = 64;  // of one wgmma
+template <Major kMajorA_, Major kMajorB_>
+struct HopperBf16 {
+    using A = bf16;
+    using B = bf16;
+    static constexpr Major kMajorA = kMajorA_, kMajorB = kMajorB_;
+    static constexpr int kInner = 64, kUnderWay = 1;
 
-// kSharers warpgroups have kGroups times 64 rows each of a tile.
-template <int kColumns_, int kSharers_, int kStages_>
-struct Tile {
-    static constexpr int kRows = 128, kColumns = kColumns_, kStages = kStages_;
-    static constexpr int kSharers = kSharers_, kGroups = kRows / kGroupRows / kSharers;
-    static_assert(kGroups * kSharers * kGroupRows == kRows);
-    static constexpr int kStageElements = (kRows + kColumns) * kInner;
-    static constexpr int kBarrierBytes = 2 * kStages * static_cast<int>(sizeof(uint64_t));
-    static constexpr int kSharedBytes = kStages * kStageElements * 2 + kBarrierBytes;
-};
-// Both rings have 192 KiB of the multiprocessor's 227.
-using Wide = Tile<256, 2, 4>;
-using Square = Tile<128, 1, 6>;
-
-// What a block does next: a tile, and the part of the inner dimension.
-struct Work {
-    TilePlace place;
-    int inner_begin, steps, split;
-};
-template <class Tile>
-struct WorkList {
-    const Output& output;
-    int inner, inner_per_split;
-    int64_t tiles;
-
-    __device__ Work operator[](int64_t index) const {
-        const int split = static_cast<int>(index / tiles), begin = split * inner_per_split;
-        const int length = inner - begin < inner_per_split ? inner - begin : inner_per_split;
-        return {place_of_tile(output, Tile::kRows, Tile::kColumns, index % tiles), begin,
-                (length + kInner - 1) / kInner, split};
-    }
-};
-
-// The ring: stage `turn % kStages` is filled for the (turn / kStages)-th time.
-template <class Tile>
-struct Ring {
-    bf16* stages;
-    uint64_t *full, *empty;
-
-    __device__ explicit Ring(bf16* shared)
-        : stages(shared),
-          full(reinterpret_cast<uint64_t*>(shared + Tile::kStages * Tile::kStageElements)),
-          empty(full + Tile::kStages) {}
-    __device__ static int stage(int turn) { return turn % Tile::kStages; }
-    __device__ static int parity(int turn) { return turn / Tile::kStages % 2; }
-    __device__ bf16* tile_a(int turn) const { return stages + stage(turn) * Tile::kStageElements; }
-    __device__ bf16* tile_b(int turn) const { return tile_a(turn) + Tile::kRows * kInner; }
-};
-
-// One operand of a stage: [kOuter, kInner] from (outer, inner) on, zeros where the operand ends.
-template <Major kMajor, int kOuter>
-__device__ void load_operand(bf16* tile, const TensorMap& map, int outer, int inner, uint64_t* full) {
-    using Operand = WgmmaTile<kMajor, kOuter, kInner>;
-    UNROLL
-    for (int panel = 0; panel < Operand::kPanels; ++panel) {
-        const int along = panel * Operand::kPanel;
-        bf16* const to = tile + panel * Operand::kPanelElements;
-        if constexpr (kMajor == Major::k) {
-            load_box(to, map, {inner + along, outer}, full);
-        } else {
-            load_box(to, map, {outer + along, inner}, full);
-        }
-    }
-}
-
-// By one thread.
-template <class Tile, Major kA, Major kB>
-__device__ void produce(const Ring<Tile>& ring, const TensorMap& map_a, const TensorMap& map_b,
-                        const WorkList<Tile>& list, int64_t num_work) {
-    prefetch_tensor_map(map_a);
-    prefetch_tensor_map(map_b);
-    int turn = 0;
-    for (int64_t index = blockIdx.x; index < num_work; index += gridDim.x) {
-        const Work work = list[index];
-        for (int step = 0; step < work.steps; ++step, ++turn) {
-            uint64_t* const full = &ring.full[ring.stage(turn)];
-            mbarrier_wait(&ring.empty[ring.stage(turn)], ring.parity(turn) ^ 1);
-            mbarrier_arrive_expect_bytes(full, Tile::kStageElements * 2);
-            const int inner = work.inner_begin + step * kInner;
-            load_operand<kA, Tile::kRows>(ring.tile_a(turn), map_a, work.place.row, inner, full);
-            load_operand<kB, Tile::kColumns>(ring.tile_b(turn), map_b, work.place.column, inner, full);
-        }
-    }
-}
-
-// Four lanes hold two neighbours each of four chunks in a row: lane `pair` gets all of chunk `pair`. pairs:
-// [chunk][2]; chunk: by lane.
-[[maybe_unused]] __device__ inline void gather_chunk(float (&chunk)[kChunk], const float (&pairs)[4][2]) {
-    const bool odd = threadIdx.x % 2 != 0, upper = threadIdx.x / 2 % 2 != 0;
-    float of_two[2][2][2];  // [chunk / 2][lane % 2][]: the chunks of this lane's parity, from two lanes
-    UNROLL
-    for (int half = 0; half < 2; ++half) {
+    template <class Tile>
+    __device__ static void multiply(float (&sums)[Tile::kGroups][Tile::kColumns / 2], const bf16* tile_a,
+                                    const bf16* tile_b, int first_row, bool first) {
+        using TileA = WgmmaTile<kMajorA, Tile::kRows, kInner>;
+        using TileB = WgmmaTile<kMajorB, Tile::kColumns, kInner>;
+        wgmma_fence(sums);
         UNROLL
-        for (int i = 0; i < 2; ++i) {
-            const float even_chunk = pairs[2 * half][i], odd_chunk = pairs[2 * half + 1][i];
-            const float mine = odd ? odd_chunk : even_chunk;
-            const float other = __shfl_xor_sync(kAllLanes, odd ? even_chunk : odd_chunk, 1);
-            of_two[half][0][i] = odd ? other : mine;
-            of_two[half][1][i] = odd ? mine : other;
-        }
-    }
-    UNROLL
-    for (int lane = 0; lane < 2; ++lane) {
-        UNROLL
-        for (int i = 0; i < 2; ++i) {
-            const float lower_chunk = of_two[0][lane][i], upper_chunk = of_two[1][lane][i];
-            const float mine = upper ? upper_chunk : lower_chunk;
-            const float other = __shfl_xor_sync(kAllLanes, upper ? lower_chunk : upper_chunk, 2);
-            chunk[2 * lane + i] = upper ? other : mine;
-            chunk[4 + 2 * lane + i] = upper ? mine : other;
-        }
-    }
-}
-
-// A warp's sums, as wgmma leaves them: 16 rows of every 64 from `row` on, from `column` on. The loop stays a
-// loop, for store_sums() is long (unrolled: 340 KiB of instructions); what it takes of the sums is selected.
-template <int kGroups, int kSums>
-__device__ void store_warp(const Output& output, float (&sums)[kGroups][kSums], int row, int column) {
-    constexpr int kAcross = 4 * kChunk, kTaken = kAcross / 2;  // columns at a time, and their sums
-    constexpr int kParts = kGroups * kSums / kTaken, kPartsAcross = kSums / kTaken;
-    const int lane = static_cast<int>(threadIdx.x) % kWarp, group = lane / 4, pair = lane % 4;
-    LargestMagnitude largest(output.absmax);
-    UNROLL_BY(1)
-    for (int part = 0; part < kParts; ++part) {
-        const int first_row = row + part / kPartsAcross * kGroupRows;
-        const int first_column = column + part % kPartsAcross * kAcross;
-        if (first_row >= output.rows || first_column >= output.columns) continue;
-        float taken[kTaken] = {};
-        UNROLL
-        for (int i = 0; i < kParts; ++i) {
-            if (i != part) continue;
+        for (int inner = 0; inner < kInner; inner += 16) {
+            const uint64_t b = TileB::descriptor(tile_b, 0, inner);
             UNROLL
-            for (int k = 0; k < kTaken; ++k) taken[k] = sums[i / kPartsAcross][i % kPartsAcross * kTaken + k];
-        }
-        float x[2][kChunk];
-        UNROLL
-        for (int half = 0; half < 2; ++half) {
-            float pairs[4][2];
-            UNROLL
-            for (int i = 0; i < 4; ++i) {
-                pairs[i][0] = taken[4 * i + 2 * half];
-                pairs[i][1] = taken[4 * i + 2 * half + 1];
+            for (int group = 0; group < Tile::kGroups; ++group) {
+                const uint64_t a = TileA::descriptor(tile_a, first_row + group * kGroupRows, inner);
+                wgmma_bf16<kMajorA, kMajorB>(sums[group], a, b, !first || inner > 0);
             }
-            gather_chunk(x[half], pairs);
         }
-        store_sums(output, {first_row + group, first_row + group + 8}, first_column + pair * kChunk, x,
-                   largest);
+        wgmma_commit();
     }
-    largest.raise_by_warp();
-}
-
-// By one of the warpgroups that multiply.
-template <class Tile, Major kA, Major kB>
-__device__ void consume(const Ring<Tile>& ring, const Output& output, const WorkList<Tile>& list,
-                        int64_t num_work, int consumer) {
-    using TileA = WgmmaTile<kA, Tile::kRows, kInner>;
-    using TileB = WgmmaTile<kB, Tile::kColumns, kInner>;
-    constexpr int kTurns = kConsumers / Tile::kSharers;  // tiles go round among so many
-    const int first_row = consumer / kTurns * Tile::kGroups * kGroupRows;
-    const int warp = static_cast<int>(threadIdx.x) % kWarpgroup / kWarp;
-    const auto release = [&](int turn) {  // what this warp's products have read may be overwritten
-        if (threadIdx.x % kWarp == 0) mbarrier_arrive(&ring.empty[ring.stage(turn)]);
-    };
-    int turn = 0, count = 0;
-    for (int64_t index = blockIdx.x; index < num_work; index += gridDim.x, ++count) {
-        const Work work = list[index];
-        if (count % kTurns != consumer % kTurns) {
-            turn += work.steps;
-            continue;
-        }
-        // The other's turns are over: the parities that this one waits for could be those of a round before.
-        if (kTurns > 1 && count > 0) named_barrier_sync(1 + consumer, kConsumers * kWarpgroup);
-        float sums[Tile::kGroups][Tile::kColumns / 2];
-        for (int step = 0; step < work.steps; ++step, ++turn) {
-            mbarrier_wait(&ring.full[ring.stage(turn)], ring.parity(turn));
-            wgmma_fence(sums);
-            UNROLL
-            for (int inner = 0; inner < kInner; inner += 16) {
-                const uint64_t b = TileB::descriptor(ring.tile_b(turn), 0, inner);
-                UNROLL
-                for (int group = 0; group < Tile::kGroups; ++group) {
-                    const uint64_t a =
-                        TileA::descriptor(ring.tile_a(turn), first_row + group * kGroupRows, inner);
-                    wgmma_bf16<kA, kB>(sums[group], a, b, step > 0 || inner > 0);
-                }
-            }
-            wgmma_commit();
-            wgmma_wait<1>(sums);  // the step before is done; this one goes on while the next is waited for
-            if (step > 0) release(turn - 1);
-        }
-        if (kTurns > 1 && index + gridDim.x < num_work) {
-            named_barrier_arrive(1 + (consumer + 1) % kConsumers, kConsumers * kWarpgroup);
-        }
-        wgmma_wait<0>(sums);
-        release(turn - 1);
-        if (index + gridDim.x >= num_work) let_next_start();
-        // Sums of one split lie below those of the one before.
-        Output part = output;
-        if (part.out.dtype == DType::f32) {
-            part.out.data =
-                static_cast<float*>(part.out.data) + int64_t{work.split} * output.rows * part.out.stride;
-        }
-        store_warp(part, sums, work.place.row + first_row + warp * 16, work.place.column);
-    }
-}
-
-template <class Tile, Major kA, Major kB>
-__global__ void __launch_bounds__(kThreads, 1)
-    product_hopper_kernel(GRID_CONSTANT TensorMap map_a, GRID_CONSTANT TensorMap map_b, Output output,
-                          int inner, int inner_per_split, int64_t tiles, int64_t num_work) {
-    wait_for_previous();
-    if constexpr (kSm90a) {
-        DYN_SHARED(bf16, shared);
-        const Ring<Tile> ring(shared);
-        if (threadIdx.x == 0) {
-            for (int s = 0; s < Tile::kStages; ++s) {
-                mbarrier_init(&ring.full[s], 1);
-                mbarrier_init(&ring.empty[s], Tile::kSharers * kWarpgroup / kWarp);  // warps that read it
-            }
-            fence_mbarrier_init();
-        }
-        __syncthreads();
-        const WorkList<Tile> list{output, inner, inner_per_split, tiles};
-        const int warpgroup = static_cast<int>(threadIdx.x) / kWarpgroup;
-        if (warpgroup == 0) {
-            give_registers<40>();
-            if (threadIdx.x == 0) produce<Tile, kA, kB>(ring, map_a, map_b, list, num_work);
-        } else {
-            take_registers<232>();
-            consume<Tile, kA, kB>(ring, output, list, num_work, warpgroup - 1);
-        }
-    } else {
-        __trap();
-    }
-}
-
-// Boxes as load_operand() asks for them.
-TensorMap map_of(const Operand& operand, int outer, int inner, int tile_outer) {
-    const int64_t across = operand.by_row ? inner : outer, down = operand.by_row ? outer : inner;
-    return tensor_map({.data = operand.lines.data,
-                       .dims = {across, down},
-                       .strides = {1, operand.lines.stride},
-                       .box = {64, operand.by_row ? tile_outer : kInner}});
-}
-
-template <class Tile, Major kA, Major kB>
-void launch_product(const Product& product, int splits, int inner_per_split, Stream stream) {
-    static const int64_t multiprocessors = device_info(kThisDevice).num_multiprocessors;
-    const Output& output = product.output;
-    const int64_t tiles = ceil_div(output.rows, Tile::kRows) * ceil_div(output.columns, Tile::kColumns);
-    const int64_t num_work = tiles * splits;
-    launch(product_hopper_kernel<Tile, kA, kB>, num_work < multiprocessors ? num_work : multiprocessors,
-           kThreads, Tile::kSharedBytes, stream, map_of(product.a, output.rows, product.inner, Tile::kRows),
-           map_of(product.b, output.columns, product.inner, Tile::kColumns), output, product.inner,
-           inner_per_split, tiles, num_work);
-}
-
-template <class Tile>
-void launch_layout(const Product& product, int splits, int inner_per_split, Stream stream) {
-    const bool rows_a = product.a.by_row, rows_b = product.b.by_row;
-    CHECK(rows_a || !rows_b, "no op multiplies columns by rows");
-    const auto launch =
-        rows_a
-            ? (rows_b ? launch_product<Tile, Major::k, Major::k> : launch_product<Tile, Major::k, Major::mn>)
-            : launch_product<Tile, Major::mn, Major::mn>;
-    launch(product, splits, inner_per_split, stream);
-}
-
-}  // namespace
+};
 
 bool can_multiply_hopper(const Product& product) {
-    const auto can_copy = [](const Operand& x) { return x.lines.dtype == DType::bf16 && x.packed; };
-    return product.bf16_math && product.inner > 0 && can_copy(product.a) && can_copy(product.b) &&
-           runs_sm90a();
+    const auto can_copy = [&](const Operand& x) {
+        return x.packed && (product.of_fp8() || x.lines.dtype == DType::bf16);
+    };
+    return (product.bf16_math || product.of_fp8()) && product.inner > 0 && can_copy(product.a) &&
+           can_copy(product.b) && runs_sm90a();
 }
 
 void multiply_hopper(const Product& product, MatmulTile tile, int splits, int inner_per_split,
                      Stream stream) {
-    CHECK(splits == 1 || inner_per_split % kInner == 0, cat({inner_per_split, " inner indices a split"}));
-    const auto launch = tile == MatmulTile::hopper_wide ? launch_layout<Wide> : launch_layout<Square>;
-    launch(product, splits, inner_per_split, stream);
+    const bool rows_a = product.a.by_row, rows_b = product.b.by_row;
+    CHECK(rows_a || !rows_b, "no op multiplies columns by rows");
+    const auto launch = rows_a ? (rows_b ? launch_hopper<HopperBf16<Major::k, Major::k>>
+                                         : launch_hopper<HopperBf16<Major::k, Major::mn>>)
+                               : launch_hopper<HopperBf16<Major::mn, Major::mn>>;
+    launch(product, tile, splits, inner_per_split, stream);
 }
 
 }  // namespace GPU_NAMESPACE

@@ -1,7 +1,8 @@
 // Hopper's matrix product of a warpgroup (four warps, 128 threads), as functions of one: PTX, and the same in
 // plain C++ for the emulator (simt/hopper.h); what holds in other builds is said in tma.h.
 //     d [64, N] (+)= A [64, 16] B [16, N], bf16 operands, f32 sums. A from shared memory or registers, B from
-//     shared memory.
+//     shared memory; or FP8 operands, [64, 32] and [32, N], both from shared memory, by lines of inner
+//     indices.
 // d: warp w of the warpgroup has rows 16 w to 16 w + 15. With group = lane / 4 and pair = lane % 4 a thread
 // has
 //     d[4 j], d[4 j + 1]      rows 16 w + group,      columns 8 j + 2 pair, + 1
@@ -21,33 +22,37 @@ namespace GPU_NAMESPACE {
 // Which index of an operand is contiguous: the inner one, or the outer one (m of A, n of B).
 enum class Major { k, mn };
 
-// An operand's tile of bf16, kOuter x kInner, in shared memory from a multiple of 1024 bytes on, as boxes
-// with swizzle 128 bring it (tma.h): its contiguous index in panels of 64 elements (128 bytes), each a box
-// {64, the other index}, one behind the other.
-template <Major kMajor, int kOuter, int kInner>
+constexpr int kPanelBytes = 128;  // a line of a panel: what the swizzle spans
+
+// An operand's tile of T (bf16, or an FP8 number), kOuter x kInner, in shared memory from a multiple of 1024
+// bytes on, as boxes with swizzle 128 bring it (tma.h): its contiguous index in panels of kPanel elements,
+// each a box {kPanel, the other index}, one behind the other.
+template <Major kMajor, int kOuter, int kInner, class T = bf16>
 struct WgmmaTile {
-    static constexpr int kPanel = 64, kLines = kMajor == Major::k ? kOuter : kInner;
+    static constexpr int kBytes = sizeof(T), kPanel = kPanelBytes / kBytes;
+    static constexpr int kLines = kMajor == Major::k ? kOuter : kInner;
     static constexpr int kPanels = (kMajor == Major::k ? kInner : kOuter) / kPanel;
     static constexpr int kPanelElements = kPanel * kLines, kElements = kPanels * kPanelElements;
     static_assert(kElements == kOuter * kInner && kLines % 8 == 0);
+    static_assert(kMajor == Major::k || kBytes == 2, "the instruction transposes no bytes");
 
     // The descriptor of the operand that begins at (outer, inner). Major::k: outer is a multiple of 8, inner
-    // of 16. Major::mn: outer of 64, inner of 8. Fields, in units of 16 bytes:
+    // of 32 bytes. Major::mn: outer of 64, inner of 8. Fields, in units of 16 bytes:
     //   bits 0-13   the first element's address
     //   bits 16-29  Major::mn: from one panel to the next. Major::k: not read with a swizzle; 1
     //   bits 32-45  from eight lines to the next eight: 8 x 128 bytes
     //   bits 49-51  0: eight lines begin at multiples of 1024 bytes
     //   bits 62-63  1: swizzle 128
-    __device__ static uint64_t descriptor(const bf16* tile, int outer, int inner) {
+    __device__ static uint64_t descriptor(const T* tile, int outer, int inner) {
         const int line = kMajor == Major::k ? outer : inner, along = kMajor == Major::k ? inner : outer;
-        const bf16* const first = tile + along / kPanel * kPanelElements + line * kPanel + along % kPanel;
+        const T* const first = tile + along / kPanel * kPanelElements + line * kPanel + along % kPanel;
 #if defined(__CUDACC__)
         const uint64_t address = __cvta_generic_to_shared(first);
 #else
         const uint64_t address = simt::shared_offset(first);
 #endif
-        constexpr uint64_t kLeading = kMajor == Major::k ? 1 : kPanelElements * 2 / 16;
-        constexpr uint64_t kStride = 8 * kPanel * 2 / 16;
+        constexpr uint64_t kLeading = kMajor == Major::k ? 1 : kPanelElements * kBytes / 16;
+        constexpr uint64_t kStride = 8 * kPanelBytes / 16;
         return (address & 0x3ffff) >> 4 | kLeading << 16 | kStride << 32 | uint64_t{1} << 62;
     }
 };
@@ -124,19 +129,25 @@ __device__ void wgmma_wait(Registers&... registers) {
 #define WGMMA_D_128 WGMMA_D_64, WGMMA_D_32(32)
 #define WGMMA_D_192 WGMMA_D_128, WGMMA_D_32(64)
 #define WGMMA_D_256 WGMMA_D_192, WGMMA_D_32(96)
-#define WGMMA_TEXT(n, a, b, add, transposed)                                                   \
-    "{\n.reg .pred adds;\nsetp.ne.b32 adds, " add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n \
-    "k16.f32.bf16.bf16 " WGMMA_SUMS_##n ", " a ", " b ", adds, 1, 1, " transposed ";\n}"
-#define WGMMA_FROM_SHARED(n, a_at, b_at, add_at, major_a, major_b)                          \
-    asm volatile(WGMMA_TEXT(n, a_at, b_at, add_at, major_a ", " major_b)                    \
-                 : WGMMA_D_##n                                                              \
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(kA == Major::mn), \
+// kind: inner indices and types. modifiers: signs, and for bf16 which operands are transposed.
+#define WGMMA_TEXT(n, kind, a, b, add, modifiers)                                                   \
+    "{\n.reg .pred adds;\nsetp.ne.b32 adds, " add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n kind \
+    " " WGMMA_SUMS_##n ", " a ", " b ", adds, " modifiers ";\n}"
+#define WGMMA_BF16 "k16.f32.bf16.bf16"
+#define WGMMA_FROM_SHARED(n, a_at, b_at, add_at, major_a, major_b)                            \
+    asm volatile(WGMMA_TEXT(n, WGMMA_BF16, a_at, b_at, add_at, "1, 1, " major_a ", " major_b) \
+                 : WGMMA_D_##n                                                                \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(kA == Major::mn),   \
                    "n"(kB == Major::mn))
 #define WGMMA_FROM_REGISTERS(n, a_at, b_at, add_at, major_b)                                              \
-    asm volatile(WGMMA_TEXT(n, a_at, b_at, add_at, major_b)                                               \
+    asm volatile(WGMMA_TEXT(n, WGMMA_BF16, a_at, b_at, add_at, "1, 1, " major_b)                          \
                  : WGMMA_D_##n                                                                            \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)), \
                    "n"(kB == Major::mn))
+#define WGMMA_OF_FP8(kind)                                          \
+    asm volatile(WGMMA_TEXT(128, kind, "%64", "%65", "%66", "1, 1") \
+                 : WGMMA_D_128                                      \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
 // d += A B, or d = A B where !accumulate; N = 2 kSums. a, b: WgmmaTile::descriptor().
 template <Major kA, Major kB, int kSums>
@@ -162,6 +173,25 @@ __device__ void wgmma_bf16(float (&d)[kSums], const uint32_t (&a)[4], uint64_t b
     if constexpr (kSums == 128) WGMMA_FROM_REGISTERS(256, "{%128,%129,%130,%131}", "%132", "%133", "%134");
 #elif !defined(__CUDACC__)
     simt::wgmma(d, {2 * kSums, accumulate, a, 0, b, false, kB == Major::mn});
+#endif
+}
+
+// The same of FP8 numbers, 32 along the inner dimension: A is e4m3 or e5m2, B is e4m3. Hopper is reported to
+// keep 14 bits of sums (DeepSeek-V3, arXiv:2412.19437, section 3.3.2), so that long ones are better added up
+// in parts. N = 128, which leaves registers for that.
+template <class A>
+__device__ void wgmma_fp8(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+    constexpr bool kE5m2 = std::is_same_v<A, e5m2>;
+    static_assert(kE5m2 || std::is_same_v<A, e4m3>);
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    if constexpr (kE5m2) {
+        WGMMA_OF_FP8("k32.f32.e5m2.e4m3");
+    } else {
+        WGMMA_OF_FP8("k32.f32.e4m3.e4m3");
+    }
+#elif !defined(__CUDACC__)
+    simt::wgmma(d, {128, accumulate, nullptr, a, b, false, false,
+                    kE5m2 ? simt::WgmmaNumbers::e5m2 : simt::WgmmaNumbers::e4m3});
 #endif
 }
 

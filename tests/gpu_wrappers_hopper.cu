@@ -134,22 +134,27 @@ __global__ void copy_box(Word* out, GRID_CONSTANT TensorMap map, GRID_CONSTANT T
     }
 }
 
-constexpr int kDepth = 64;
-template <int kN, Major kA, Major kB, bool kRegisters>
+template <class T>
+constexpr int kDepth = kPanelBytes / sizeof(T);
+template <class A>
+using OtherOperand = std::conditional_t<std::is_same_v<A, bf16>, bf16, e4m3>;
+template <class A, int kN, Major kA, Major kB, bool kRegisters>
 __global__ void __launch_bounds__(128)
     multiply_group(Word* out, const Word* inp, GRID_CONSTANT TensorMap map_a, GRID_CONSTANT TensorMap map_b) {
-    using TileA = WgmmaTile<kA, 64, kDepth>;
-    using TileB = WgmmaTile<kB, kN, kDepth>;
+    using B = OtherOperand<A>;
+    using TileA = WgmmaTile<kA, 64, kDepth<A>, A>;
+    using TileB = WgmmaTile<kB, kN, kDepth<A>, B>;
+    constexpr int kStep = 32 / sizeof(A), kSteps = kDepth<A> / kStep;
     wait_for_previous();
-    DYN_SHARED(bf16, tile_a);
+    DYN_SHARED(A, tile_a);
     SHARED(uint64_t, arrived, [1]);
     if constexpr (kSm90a) {
-        bf16* const tile_b = tile_a + TileA::kElements;
+        B* const tile_b = reinterpret_cast<B*>(tile_a + TileA::kElements);
         const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
         if (thread == 0) {
             mbarrier_init(arrived, 1);
             fence_mbarrier_init();
-            mbarrier_arrive_expect_bytes(arrived, 2 * (TileA::kElements + TileB::kElements));
+            mbarrier_arrive_expect_bytes(arrived, sizeof(A) * (TileA::kElements + TileB::kElements));
             load_box(tile_a, map_a, {0, 0}, arrived);
             for (int panel = 0; panel < TileB::kPanels; ++panel)
                 load_box(tile_b + panel * TileB::kPanelElements, map_b, {64 * panel, 0}, arrived);
@@ -159,26 +164,28 @@ __global__ void __launch_bounds__(128)
         float d[kN / 2];
         UNROLL
         for (float& x : d) x = __uint_as_float(0x7fc00000);  // not a number: the first product sets
-        Word a[kDepth / 16][4];
+        Word a[kSteps][4];
         UNROLL
-        for (int step = 0; step < kDepth / 16 && kRegisters; ++step) {
+        for (int step = 0; step < kSteps && kRegisters; ++step) {
             UNROLL
             for (int i = 0; i < 4; ++i) {
                 const int row = 16 * warp + lane / 4 + 8 * (i % 2),
                           k = 16 * step + 2 * (lane % 4) + 8 * (i / 2);
-                a[step][i] = inp[(row * kDepth + k) / 2];
+                a[step][i] = inp[(row * kDepth<A> + k) / 2];
             }
         }
         for (int turn = 0; turn < 2; ++turn) {
             wgmma_fence(d);
             UNROLL
-            for (int step = 0; step < kDepth / 16; ++step) {
-                const uint64_t b = TileB::descriptor(tile_b, 0, 16 * step);
+            for (int step = 0; step < kSteps; ++step) {
+                const uint64_t b = TileB::descriptor(tile_b, 0, kStep * step);
                 if constexpr (kRegisters) {
                     pin_registers(a[step]);
                     wgmma_bf16<kB>(d, a[step], b, turn + step > 0);
+                } else if constexpr (std::is_same_v<A, bf16>) {
+                    wgmma_bf16<kA, kB>(d, TileA::descriptor(tile_a, 0, kStep * step), b, turn + step > 0);
                 } else {
-                    wgmma_bf16<kA, kB>(d, TileA::descriptor(tile_a, 0, 16 * step), b, turn + step > 0);
+                    wgmma_fp8<A>(d, TileA::descriptor(tile_a, 0, kStep * step), b, turn + step > 0);
                 }
             }
             wgmma_commit();
@@ -216,16 +223,22 @@ void run_box(Word* out, const Word* inp, int swizzle_bytes) {
     launch(copy_box<kRank>, 1, kWarp, 4 * kHopperBoxWords, {}, out, tensor_map(tensor), tensor_map(copy), at);
 }
 
-template <int kN, Major kA, Major kB, bool kRegisters>
-void run_product(Word* out, const Word* inp) {
+template <class A, int kN, Major kA, Major kB, bool kRegisters>
+void run_operands(Word* out, const Word* inp) {
+    constexpr int kInner = kDepth<A>;
     const auto map = [](const Word* lines, Major major, int outer) {
         return tensor_map({.data = lines,
-                           .dims = {major == Major::k ? kDepth : outer, major == Major::k ? outer : kDepth},
-                           .strides = {1, major == Major::k ? kDepth : outer},
-                           .box = {64, major == Major::k ? outer : kDepth}});
+                           .dtype = sizeof(A) == 1 ? DType::u8 : DType::bf16,
+                           .dims = {major == Major::k ? kInner : outer, major == Major::k ? outer : kInner},
+                           .strides = {1, major == Major::k ? kInner : outer},
+                           .box = {kInner, major == Major::k ? outer : kInner}});
     };
-    launch(multiply_group<kN, kA, kB, kRegisters>, 1, 128, 2 * (64 + kN) * kDepth, {}, out, inp,
-           map(inp, kA, 64), map(inp + 64 * kDepth / 2, kB, kN));
+    launch(multiply_group<A, kN, kA, kB, kRegisters>, 1, 128, (64 + kN) * kPanelBytes, {}, out, inp,
+           map(inp, kA, 64), map(inp + 64 * kPanelBytes / 4, kB, kN));
+}
+template <int kN, Major kA, Major kB, bool kRegisters>
+void run_product(Word* out, const Word* inp) {
+    run_operands<bf16, kN, kA, kB, kRegisters>(out, inp);
 }
 
 }  // namespace
@@ -257,6 +270,8 @@ void run_hopper_wrapper(HopperWrapper wrapper, Tensor out, Tensor inp) {
         case HopperWrapper::wgmma_128_registers_k: return run_product<128, k, k, true>(to, from);
         case HopperWrapper::wgmma_192_registers_k: return run_product<192, k, k, true>(to, from);
         case HopperWrapper::wgmma_256_registers_mn: return run_product<256, k, mn, true>(to, from);
+        case HopperWrapper::wgmma_e4m3: return run_operands<e4m3, 128, k, k, false>(to, from);
+        case HopperWrapper::wgmma_e5m2: return run_operands<e5m2, 128, k, k, false>(to, from);
     }
 }
 

@@ -27,6 +27,10 @@ enum class HopperWrapper {
     wgmma_128_registers_k,
     wgmma_192_registers_k,
     wgmma_256_registers_mn,
+    // A [64, 128] and B [128, 128] of FP8 by lines of inner indices, four a word, the same way. A is named, B
+    // is e4m3.
+    wgmma_e4m3,
+    wgmma_e5m2,
 };
 constexpr int kHopperTensorWords = 240, kHopperBoxWords = 64;
 

@@ -2,6 +2,7 @@
 // kernels share.
 #pragma once
 #include "kernels/matmul.h"
+#include "kernels/matmul_plan.h"
 #include "tests/on_device.h"
 #include "tests/op_check.h"
 
@@ -310,6 +311,27 @@ void check_row_placement(const Shape& s, Device device = Device::cpu, int64_t st
         matmul_forward(there(alone.tensor(1, s.outputs)), inp.rows(n, 1), weight, epilogue);
         there.fetch();
         EXPECT_EQ(std::memcmp(row, alone.data(), out_bytes), 0) << "row " << n << " alone";
+    }
+}
+
+// This plan for all products while it lives.
+class ForcedPlan {
+public:
+    explicit ForcedPlan(const MatmulPlan& plan) { force_matmul_plan(&plan); }
+    ForcedPlan(const ForcedPlan&) = delete;
+    ForcedPlan& operator=(const ForcedPlan&) = delete;
+    ~ForcedPlan() { force_matmul_plan(nullptr); }
+};
+
+// run(device) with every tile of Hopper's on every device; one that is no Hopper runs its own kernels.
+template <class Run>
+void for_each_hopper_tile(Run&& run) {
+    for (Device device : gpus()) {
+        for (MatmulTile tile : {MatmulTile::hopper_square, MatmulTile::hopper_wide}) {
+            SCOPED_TRACE(tile == MatmulTile::hopper_wide ? "wide tiles" : "square tiles");
+            const ForcedPlan forced({tile, 1});
+            run(device);
+        }
     }
 }
 

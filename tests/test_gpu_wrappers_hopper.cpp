@@ -31,7 +31,9 @@ int columns_of(HopperWrapper wrapper) {
         case HopperWrapper::wgmma_64_k_k:
         case HopperWrapper::wgmma_64_registers_mn: return 64;
         case HopperWrapper::wgmma_128_k_mn:
-        case HopperWrapper::wgmma_128_registers_k: return 128;
+        case HopperWrapper::wgmma_128_registers_k:
+        case HopperWrapper::wgmma_e4m3:
+        case HopperWrapper::wgmma_e5m2: return 128;
         case HopperWrapper::wgmma_192_mn_k:
         case HopperWrapper::wgmma_192_registers_k: return 192;
         case HopperWrapper::wgmma_256_mn_mn:
@@ -163,27 +165,42 @@ TEST(GpuWrappersHopper, BoxesHaveZerosOutsideAndSwizzles) {
 
 namespace {
 
-// Operands are small integers, so that every order of summation gives the same bits.
-void expect_product(HopperWrapper wrapper, bool a_mn_major, bool b_mn_major) {
+uint32_t code_of(bf16 x) { return x.bits; }
+uint32_t code_of(e4m3 x) { return x.bits; }
+uint32_t code_of(e5m2 x) { return x.bits; }
+template <class T>
+T number(float x) {
+    if constexpr (std::is_same_v<T, e4m3>) return to_e4m3(x);
+    if constexpr (std::is_same_v<T, e5m2>) return to_e5m2(x);
+    if constexpr (std::is_same_v<T, bf16>) return to_bf16(x);
+}
+
+// Operands are integers up to `largest`, so small that every order of summation gives the same bits.
+template <class A, class B>
+void expect_product(HopperWrapper wrapper, bool a_mn_major, bool b_mn_major, int largest) {
     SCOPED_TRACE(static_cast<int>(wrapper));
-    const size_t n = static_cast<size_t>(columns_of(wrapper)), depth = 64;
+    const size_t n = static_cast<size_t>(columns_of(wrapper)), depth = 128 / sizeof(A);
     std::mt19937 engine(6);
     const auto draw = [&](size_t outer) {
         std::vector<float> x(outer * depth);
-        for (float& v : x) v = static_cast<float>(static_cast<int>(engine() % 31) - 15);
+        for (float& v : x) {
+            v = static_cast<float>(static_cast<int>(engine() % static_cast<uint32_t>(2 * largest + 1)) -
+                                   largest);
+        }
         return x;
     };
     const std::vector<float> a = draw(64), b = draw(n);  // [outer][k]
     Words inp, expected;
-    const auto add_words = [&](const std::vector<float>& x, size_t outer, bool mn_major) {
-        const auto element = [&](size_t i) {
+    const auto add_words = [&]<class T>(T, const std::vector<float>& x, size_t outer, bool mn_major) {
+        constexpr size_t kPerWord = 4 / sizeof(T);
+        for (size_t i = 0; i < outer * depth; ++i) {
+            if (i % kPerWord == 0) inp.push_back(0);
             const size_t at = mn_major ? i % outer * depth + i / outer : i;
-            return uint32_t{to_bf16(x[at]).bits};
-        };
-        for (size_t i = 0; i < outer * depth; i += 2) inp.push_back(element(i) | element(i + 1) << 16);
+            inp.back() |= code_of(number<T>(x[at])) << 32 / kPerWord * (i % kPerWord);
+        }
     };
-    add_words(a, 64, a_mn_major);
-    add_words(b, n, b_mn_major);
+    add_words(A{}, a, 64, a_mn_major);
+    add_words(B{}, b, n, b_mn_major);
     for (size_t row = 0; row < 64; ++row) {
         for (size_t column = 0; column < n; ++column) {
             float sum = 0;
@@ -192,6 +209,9 @@ void expect_product(HopperWrapper wrapper, bool a_mn_major, bool b_mn_major) {
         }
     }
     expect_words(wrapper, inp, expected);
+}
+void expect_product(HopperWrapper wrapper, bool a_mn_major, bool b_mn_major) {
+    expect_product<bf16, bf16>(wrapper, a_mn_major, b_mn_major, 15);
 }
 
 }  // namespace
@@ -206,4 +226,10 @@ TEST(GpuWrappersHopper, WgmmaMultipliesIntegersExactly) {
     expect_product(HopperWrapper::wgmma_128_registers_k, false, false);
     expect_product(HopperWrapper::wgmma_192_registers_k, false, false);
     expect_product(HopperWrapper::wgmma_256_registers_mn, false, true);
+}
+
+// Numbers that leave the 14 bits of a sum that Hopper is reported to keep enough room.
+TEST(GpuWrappersHopper, WgmmaMultipliesFp8IntegersExactly) {
+    expect_product<e4m3, e4m3>(HopperWrapper::wgmma_e4m3, false, false, 3);
+    expect_product<e5m2, e4m3>(HopperWrapper::wgmma_e5m2, false, false, 3);
 }

@@ -13,13 +13,6 @@
 
 namespace {
 
-class ForcedPlan {
-public:
-    explicit ForcedPlan(const MatmulPlan& plan) { force_matmul_plan(&plan); }
-    ForcedPlan(const ForcedPlan&) = delete;
-    ForcedPlan& operator=(const ForcedPlan&) = delete;
-    ~ForcedPlan() { force_matmul_plan(nullptr); }
-};
 constexpr MatmulPlan kSmall{MatmulTile::small, 1}, kLarge{MatmulTile::large, 1};
 
 // run(device) with every plan on every GPU. Splits concern weight gradients alone.

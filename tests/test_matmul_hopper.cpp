@@ -6,26 +6,7 @@
 
 namespace {
 
-class ForcedPlan {
-public:
-    explicit ForcedPlan(const MatmulPlan& plan) { force_matmul_plan(&plan); }
-    ForcedPlan(const ForcedPlan&) = delete;
-    ForcedPlan& operator=(const ForcedPlan&) = delete;
-    ~ForcedPlan() { force_matmul_plan(nullptr); }
-};
 constexpr MatmulTile kWide = MatmulTile::hopper_wide, kSquare = MatmulTile::hopper_square;
-
-// run(device) with every tile on every device; one that is no Hopper runs its own kernels.
-template <class Run>
-void for_each_tile(Run&& run) {
-    for (Device device : gpus()) {
-        for (MatmulTile tile : {kSquare, kWide}) {
-            SCOPED_TRACE(tile == kWide ? "wide tiles" : "square tiles");
-            const ForcedPlan forced({tile, 1});
-            run(device);
-        }
-    }
-}
 
 TEST(MatmulHopper, PlansFollowTheShape) {
     const auto plan = [](int64_t m, int64_t n, int64_t k, bool may_split) {
@@ -52,7 +33,7 @@ TEST(MatmulHopper, PlansFollowTheShape) {
 // A result of more tiles than the emulator has multiprocessors, each edge of a tile and one more or less, and
 // inner dimensions of less than a stage, of a stage and a bit, of more stages than a ring has.
 TEST(MatmulHopper, ProductsEqualTheirTwins) {
-    for_each_tile([](Device device) {
+    for_each_hopper_tile([](Device device) {
         for (const Shape& s : {Shape{1, 8, 8}, Shape{127, 64, 264}, Shape{129, 72, 128}, Shape{264, 8, 520},
                                Shape{64, 520, 136}, Shape{136, 264, 72}}) {
             check_products<float, bf16, bf16>(s, MatmulMath::bf16, {device, true});
@@ -64,7 +45,7 @@ TEST(MatmulHopper, ProductsEqualTheirTwins) {
 // Lines that are not a multiple of 16 bytes cannot be copied, nor can what is not aligned or not bf16: other
 // kernels do it.
 TEST(MatmulHopper, WhatItCannotDoOthersDo) {
-    for_each_tile([](Device device) {
+    for_each_hopper_tile([](Device device) {
         check_products<float, bf16, bf16>({35, 67, 31}, MatmulMath::bf16, {device, true});
         check_products<float, bf16, bf16>({35, 72, 64}, MatmulMath::bf16, {device, false});
         check_products<float, float, bf16>({35, 72, 64}, MatmulMath::bf16, {device, true});
@@ -74,7 +55,7 @@ TEST(MatmulHopper, WhatItCannotDoOthersDo) {
 }
 
 TEST(MatmulHopper, Epilogues) {
-    for_each_tile([](Device device) {
+    for_each_hopper_tile([](Device device) {
         check_epilogues<bf16>({131, 40, 264}, {device, true});
         check_epilogues<bf16, float>({67, 72, 136}, {device, true});
         check_accumulation<bf16>({131, 264, 72}, {device, true});
@@ -97,7 +78,7 @@ TEST(MatmulHopper, SplitWeightGradients) {
 // A block's tiles take more turns than the ring has stages, so that who waits for his own tile's stages sees
 // them full of others' before.
 TEST(MatmulHopper, LongTilesInTurn) {
-    for_each_tile([](Device device) {
+    for_each_hopper_tile([](Device device) {
         check_products<float, bf16, bf16>({1100, 8, 8 * 64}, MatmulMath::bf16, {device, true});
     });
 }
@@ -111,7 +92,7 @@ TEST(MatmulHopper, Bands) {
 }
 
 TEST(MatmulHopper, RowsDoNotDependOnTheirPlace) {
-    for_each_tile([](Device device) { check_row_placement<bf16>({150, 72, 80}, device, 49); });
+    for_each_hopper_tile([](Device device) { check_row_placement<bf16>({150, 72, 80}, device, 49); });
 }
 
 TEST(MatmulHopper, SameBitsHoweverItIsDone) {
@@ -134,7 +115,7 @@ TEST(MatmulHopper, NotANumberStaysInItsRow) {
     const Shape s{140, 72, 264};
     Values x = normal_values(s.tokens * s.inputs, 1);
     x[static_cast<size_t>(4 * s.inputs)] = std::nan("");
-    for_each_tile([&](Device device) {
+    for_each_hopper_tile([&](Device device) {
         OnDevice on(device);
         const Guarded<bf16> x_data(x), w_data(normal_values(s.outputs * s.inputs, 2));
         Guarded<float> out(s.tokens * s.outputs);

@@ -151,11 +151,14 @@ struct Layout {
     bool mn_major;
     int swizzle_bytes;
     int leading, stride;  // bytes
+    int element_bytes = 2;
     // Written down from the layouts' pictures, not from the emulator's formula.
     int offset(int outer, int k) const {
         if (!mn_major) {
-            if (swizzle_bytes == 0) return outer / 8 * stride + k / 8 * leading + outer % 8 * 16 + k % 8 * 2;
-            const int plain = outer / 8 * stride + outer % 8 * swizzle_bytes + k * 2;
+            const int along = k * element_bytes;
+            if (swizzle_bytes == 0)
+                return outer / 8 * stride + along / 16 * leading + outer % 8 * 16 + along % 16;
+            const int plain = outer / 8 * stride + outer % 8 * swizzle_bytes + along;
             return plain ^ (plain >> 7 & (swizzle_bytes / 16 - 1)) << 4;
         }
         if (swizzle_bytes == 0) return outer / 8 * stride + k / 8 * leading + k % 8 * 16 + outer % 8 * 2;
@@ -164,7 +167,7 @@ struct Layout {
             outer / across * leading + k / 8 * stride + k % 8 * swizzle_bytes + outer % across * 2;
         return plain ^ (plain >> 7 & (swizzle_bytes / 16 - 1)) << 4;
     }
-    int bytes_per_step() const {  // of 16 k
+    int bytes_per_step() const {  // of one wgmma
         if (mn_major) return swizzle_bytes == 0 ? 2 * leading : 2 * stride;
         return swizzle_bytes == 0 ? 2 * leading : 32;
     }
@@ -244,6 +247,66 @@ TEST_F(SimtHopper, WgmmaInEveryLayout) {
         }
     }
 }
+// One wgmma of codes, every one of A's in some place of B's column 0 to kN - 1.
+__global__ void wgmma_fp8_kernel(float* out, const uint8_t* a, const uint8_t* b, Layout la, Layout lb,
+                                 simt::WgmmaNumbers numbers) {
+    wait_for_previous();
+    DYN_SHARED(uint8_t, memory);
+    uint8_t* const shared_b = memory + kMatrixBytes;
+    for (int i = static_cast<int>(threadIdx.x); i < 64 * 32; i += 128)
+        memory[la.offset(i / 32, i % 32)] = a[i];
+    for (int i = static_cast<int>(threadIdx.x); i < kN * 32; i += 128)
+        shared_b[lb.offset(i / 32, i % 32)] = b[i];
+    __syncthreads();
+    float d[kN / 2] = {};
+    simt::wgmma_fence();
+    simt::wgmma(d, {kN, true, nullptr, la.descriptor(simt::shared_offset(memory)),
+                    lb.descriptor(simt::shared_offset(shared_b)), la.mn_major, lb.mn_major, numbers});
+    simt::wgmma_commit();
+    simt::wgmma_wait(0);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int i = 0; i < kN / 2; ++i) {
+        const int row = 16 * warp + lane / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+        out[row * kN + column] = d[i];
+    }
+}
+TEST_F(SimtHopper, WgmmaOfFp8InEveryLayout) {
+    const std::vector<Layout> layouts = {{false, 0, 128, 1024, 1},
+                                         {false, 0, 1024, 128, 1},
+                                         {false, 32, 16, 256, 1},
+                                         {false, 64, 16, 512, 1},
+                                         {false, 128, 16, 1024, 1}};
+    for (const bool wide : {false, true}) {
+        // Small integers of either sign: the sums are exact.
+        const auto code = [&](int x, bool e5m2) {
+            return e5m2 ? to_e5m2(static_cast<float>(x)).bits : to_e4m3(static_cast<float>(x)).bits;
+        };
+        std::vector<uint8_t> a(64 * 32), b(kN * 32);
+        std::vector<float> expected(64 * kN);
+        const auto of_a = [](int row, int k) { return (row * 5 + k * 3) % 9 - 4; };
+        const auto of_b = [](int column, int k) { return (column * 7 + k * 2) % 13 - 6; };
+        for (int row = 0; row < 64; ++row) {
+            for (int column = 0; column < kN; ++column) {
+                for (int k = 0; k < 32; ++k) {
+                    a[static_cast<size_t>(row * 32 + k)] = code(of_a(row, k), wide);
+                    b[static_cast<size_t>(column * 32 + k)] = code(of_b(column, k), false);
+                    expected[static_cast<size_t>(row * kN + column)] +=
+                        static_cast<float>(of_a(row, k) * of_b(column, k));
+                }
+            }
+        }
+        const DeviceArray<uint8_t> da(a), db(b);
+        const DeviceArray<float> out(64 * kN);
+        for (const Layout& la : layouts) {
+            for (const Layout& lb : layouts) {
+                start(wgmma_fp8_kernel, {1, 128, 2 * kMatrixBytes}, out.data(), da.data(), db.data(), la, lb,
+                      wide ? simt::WgmmaNumbers::e5m2 : simt::WgmmaNumbers::e4m3);
+                ASSERT_EQ(out.values(), expected)
+                    << "swizzles " << la.swizzle_bytes << ", " << lb.swizzle_bytes;
+            }
+        }
+    }
+}
 TEST_F(SimtHopper, WgmmasSumsAreUndefinedUntilWaitedFor) {
     const DeviceArray<bf16> a(std::vector<bf16>(64 * kDepth)), b(std::vector<bf16>(kN * kDepth));
     const DeviceArray<float> out(64 * kN), early(128);
@@ -263,7 +326,7 @@ TEST_F(SimtHopper, WgmmasSumsAreUndefinedUntilWaitedFor) {
 
 // ---- broken rules -----------------------------------------------------------------------------------------
 
-enum class Break { no_init, too_many, not_waited, no_fence, deadlock, outside };
+enum class Break { no_init, too_many, not_waited, no_fence, transposed, deadlock, outside };
 template <Break kBreak>
 __global__ void break_kernel(const float* x) {
     wait_for_previous();
@@ -284,6 +347,8 @@ __global__ void break_kernel(const float* x) {
     if (kBreak == Break::deadlock) simt::mbarrier_wait(barrier, 0);
     float d[4] = {};
     if (kBreak == Break::no_fence) simt::wgmma(d, {8, false, nullptr, 0, 0, false, false});
+    if (kBreak == Break::transposed)
+        simt::wgmma(d, {8, false, nullptr, 0, 0, false, true, simt::WgmmaNumbers::e4m3});
 }
 template <Break kBreak>
 void break_rule() {
@@ -300,6 +365,7 @@ TEST_F(SimtHopper, Rules) {
     EXPECT_DEATH(break_rule<Break::outside>(),
                  "cp.async.bulk.tensor: the box's 16 bytes at .* are not in device memory");
     EXPECT_DEATH(break_rule<Break::no_fence>(), "wgmma without a wgmma.fence before it");
+    EXPECT_DEATH(break_rule<Break::transposed>(), "wgmma of FP8 numbers: both operands lie in shared memory");
     EXPECT_DEATH(break_rule<Break::deadlock>(),
                  "deadlock: no thread can go on: 1 threads .first: 0. in mbarrier.try_wait at");
 }

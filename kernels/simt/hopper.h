@@ -82,8 +82,11 @@ inline void store_bytes(void* global, const void* shared, int bytes, SIMT_SITE) 
 void store_commit();
 void store_wait(int pending_groups);
 
-// ---- wgmma: d [64,n] (+)= A [64,16] B [16,n], bf16 with f32 sums, by four warps of 16 rows each -----------
+// ---- wgmma: d [64,n] (+)= A [64,k] B [k,n], bf16 (k 16) or FP8 (k 32) with f32 sums, by four warps of 16 --
+// rows each --
 
+// Of A; B is bf16 too, or else e4m3. FP8 operands lie in shared memory and are not transposed.
+enum class WgmmaNumbers { bf16, e4m3, e5m2 };
 // The thread's n / 2 sums of `d` hold NaN until wgmma_wait(). Matrices in shared memory are given by
 // descriptors in the hardware's layout; `mn_major` is the instruction's "transposed". a: null, or the warp's
 // fragment as of mma.m16n8k16.
@@ -93,6 +96,7 @@ struct Wgmma {
     const uint32_t* a;
     uint64_t a_descriptor, b_descriptor;
     bool a_mn_major, b_mn_major;
+    WgmmaNumbers numbers = WgmmaNumbers::bf16;
 };
 void wgmma(float* d, const Wgmma& operation, SIMT_SITE);
 void wgmma_fence(SIMT_SITE);

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/bf16.h"
+#include "core/fp8.h"
 #include "kernels/simt/hopper.h"
 #include "kernels/simt/sanitizers.h"
 #include "kernels/simt/scheduler.h"
@@ -13,7 +15,7 @@
 namespace simt {
 namespace {
 
-constexpr int kK = 16, kRows = 16, kMaxColumns = 256;
+constexpr int kRows = 16, kMaxColumns = 256;
 
 struct Product {
     Wgmma operation;
@@ -52,8 +54,8 @@ struct Descriptor {
     }
     // Of element (outer, k), where `outer` is a row of A or a column of B. Rows of 16 bytes without a
     // swizzle, else of swizzle_bytes, in groups of 8.
-    uint32_t offset(uint32_t outer, uint32_t k, bool mn_major) const {
-        const uint32_t row = mn_major ? k : outer, along = 2 * (mn_major ? outer : k);  // bytes
+    uint32_t offset(uint32_t outer, uint32_t k, bool mn_major, uint32_t element_bytes) const {
+        const uint32_t row = mn_major ? k : outer, along = element_bytes * (mn_major ? outer : k);  // bytes
         const uint32_t width = swizzle_bytes ? swizzle_bytes : 16;
         uint32_t across = stride, next = leading;
         if (mn_major && !swizzle_bytes) std::swap(across, next);
@@ -62,16 +64,20 @@ struct Descriptor {
         return at;
     }
 };
+template <class T>
 float element(const Descriptor& descriptor, int outer, int k, bool mn_major) {
-    const char* const address =
-        shared_address(descriptor.offset(static_cast<uint32_t>(outer), static_cast<uint32_t>(k), mn_major));
-    note_read(address, 2);
-    uint16_t bits;
-    std::memcpy(&bits, address, 2);
-    return std::bit_cast<float>(uint32_t{bits} << 16);
+    const char* const address = shared_address(
+        descriptor.offset(static_cast<uint32_t>(outer), static_cast<uint32_t>(k), mn_major, sizeof(T)));
+    note_read(address, sizeof(T));
+    T number;
+    std::memcpy(&number, address, sizeof(T));
+    return to_float(number);
 }
 
+// A of numbers TA, B of TB.
+template <class TA, class TB>
 void compute(Warp& warp, int warp_index, const Product& product) {
+    constexpr int kK = 32 / sizeof(TA);
     const Wgmma& operation = product.operation;
     const Descriptor a_rows(operation.a_descriptor), b_columns(operation.b_descriptor);
     float a[kRows][kK];
@@ -84,13 +90,13 @@ void compute(Warp& warp, int warp_index, const Product& product) {
     }
     for (int row = 0; row < kRows && !operation.a; ++row) {
         for (int k = 0; k < kK; ++k) {
-            a[row][k] = element(a_rows, warp_index % 4 * kRows + row, k, operation.a_mn_major);
+            a[row][k] = element<TA>(a_rows, warp_index % 4 * kRows + row, k, operation.a_mn_major);
         }
     }
     std::vector<float>& sums = warp.sums[product.sums].values;
     for (int column = 0; column < operation.n; ++column) {
         float b[kK];
-        for (int k = 0; k < kK; ++k) b[k] = element(b_columns, column, k, operation.b_mn_major);
+        for (int k = 0; k < kK; ++k) b[k] = element<TB>(b_columns, column, k, operation.b_mn_major);
         for (int row = 0; row < kRows; ++row) {
             float sum = 0.0f;
             for (int k = 0; k < kK; ++k) sum += a[row][k] * b[k];
@@ -106,7 +112,11 @@ void complete(Warp& warp, int warp_index, int end) {
     for (const Product& product : warp.products) {
         if (product.group >= end) break;
         acquire(sync_word(160 + warp_index));
-        compute(warp, warp_index, product);
+        switch (product.operation.numbers) {
+            case WgmmaNumbers::bf16: compute<bf16, bf16>(warp, warp_index, product); break;
+            case WgmmaNumbers::e4m3: compute<e4m3, e4m3>(warp, warp_index, product); break;
+            case WgmmaNumbers::e5m2: compute<e5m2, e4m3>(warp, warp_index, product); break;
+        }
         release(sync_word(224 + warp_index));
         Sums& sums = warp.sums[product.sums];
         ++num_done;
@@ -182,6 +192,10 @@ void wgmma(float* d, const Wgmma& operation, const char* file, int line) {
     const Site site{"wgmma", file, line};
     if (operation.n % 8 != 0 || operation.n < 8 || operation.n > kMaxColumns) {
         violation(&site, "wgmma of %d columns: expected a multiple of 8 up to 256", operation.n);
+    }
+    if (operation.numbers != WgmmaNumbers::bf16 &&
+        (operation.a || operation.a_mn_major || operation.b_mn_major)) {
+        violation(&site, "wgmma of FP8 numbers: both operands lie in shared memory by lines of k");
     }
     if (!warps[current_thread() / kLanes].fenced) violation(&site, "wgmma without a wgmma.fence before it");
     release(sync_word(160 + current_thread() / kLanes));
