@@ -4,6 +4,11 @@
 // the choice is kept (matmul_plan_cache.h). Only deterministic ones count: splits of the inner dimension are
 // added in order, in f32. Never run on a GPU yet. INGOT_MATMUL=own keeps the library out,
 // INGOT_MATMUL=library our own kernel where the library can do the product.
+//
+// FP8: the library multiplies e4m3 by e4m3 or e5m2, both by lines of inner indices, with the operands'
+// inverse scales as its A and B scales. Its fast accumulation, which leaves sums in the tensor cores' 14
+// bits, is off for all products, forward ones too: our kernel adds up in f32 as well (matmul_hopper_fp8.cu),
+// so that a choice by time is no choice of precision.
 #include "kernels/matmul_gpu.h"
 
 #if defined(__CUDACC__) && __has_include(<cublasLt.h>)
@@ -87,7 +92,14 @@ Library* library() {
     return opened;
 }
 
-cudaDataType_t type_of(DType dtype) { return dtype == DType::f32 ? CUDA_R_32F : CUDA_R_16BF; }
+cudaDataType_t type_of(DType dtype) {
+    switch (dtype) {
+        case DType::e4m3: return CUDA_R_8F_E4M3;
+        case DType::e5m2: return CUDA_R_8F_E5M2;
+        case DType::f32: return CUDA_R_32F;
+        default: return CUDA_R_16BF;
+    }
+}
 
 // What of a product the library can do: in its own order, epilogue(scale a b + beta c + bias).
 struct Fused {
@@ -95,16 +107,27 @@ struct Fused {
     Matrix c, aux;
     float beta;
 };
+// The manual's table of FP8 kernels (cublasLtMatmul): sizes in multiples of 16, a bias of bf16 whatever the
+// result is, no activation with a result of bf16 or f32.
+bool can_fuse_fp8(const Product& product) {
+    const Output& o = product.output;
+    return o.rows % 16 == 0 && o.columns % 16 == 0 && product.inner % 16 == 0 &&
+           (o.bias.data == nullptr || o.bias.dtype == DType::bf16) && o.pre_activation.data == nullptr &&
+           o.gelu_pre.data == nullptr;
+}
 std::optional<Fused> fuse(const Product& product) {
     const Output& o = product.output;
+    if (o.absmax != nullptr) return std::nullopt;
     const bool both_f32 = product.a.lines.dtype == DType::f32 && product.b.lines.dtype == DType::f32;
     const bool both_bf16 = product.a.lines.dtype == DType::bf16 && product.b.lines.dtype == DType::bf16;
-    if (!(product.bf16_math ? both_bf16 : both_f32)) return std::nullopt;
+    if (!(product.of_fp8() ? can_fuse_fp8(product) : product.bf16_math ? both_bf16 : both_f32))
+        return std::nullopt;
     if (both_f32 && o.out.dtype != DType::f32) return std::nullopt;
     if (!product.a.packed || !product.b.packed || !o.packed || product.inner == 0) return std::nullopt;
     const DType dtype = o.out.dtype;
     const auto other = [&](const Matrix& m) { return m.data != nullptr && m.dtype != dtype; };
-    if (other(o.bias) || other(o.pre_activation) || other(o.gelu_pre) || other(o.addend)) return std::nullopt;
+    if (!product.of_fp8() && other(o.bias)) return std::nullopt;
+    if (other(o.pre_activation) || other(o.gelu_pre) || other(o.addend)) return std::nullopt;
     const bool activates = o.pre_activation.data != nullptr || o.gelu_pre.data != nullptr;
     if (activates && o.addend.data != nullptr) return std::nullopt;  // added last, not within the activation
     if (o.pre_activation.data != nullptr && o.gelu_pre.data != nullptr) return std::nullopt;
@@ -138,6 +161,11 @@ public:
         set(CUBLASLT_MATMUL_DESC_TRANSA, product.b.by_row ? CUBLAS_OP_T : CUBLAS_OP_N);
         set(CUBLASLT_MATMUL_DESC_TRANSB, product.a.by_row ? CUBLAS_OP_N : CUBLAS_OP_T);
         set(CUBLASLT_MATMUL_DESC_EPILOGUE, fused.epilogue);
+        if (product.of_fp8()) {
+            set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, o.scale_b);
+            set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, o.scale_a);
+            set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{0});
+        }
         if (o.bias.data != nullptr) {
             set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, o.bias.data);
             set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(o.bias.dtype));
