@@ -3,8 +3,8 @@
 // the mma instruction. Not measured yet on a GPU.
 //
 // In code for sm_90a the compiler spills 96 bytes a thread of large tiles (for sm_89 none): Hopper has FP8 in
-// wgmma alone, and mma.sync needs registers for conversions. There matmul_hopper_fp8.cu or the library do what
-// is large enough for their tiles.
+// wgmma alone, and mma.sync needs registers for conversions. There matmul_hopper_fp8.cu or the library do
+// what is large enough for their tiles.
 #include "kernels/matmul_fp8.h"
 
 #include <type_traits>

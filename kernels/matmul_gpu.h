@@ -40,8 +40,8 @@ struct Output {
     float scale = 1, addend_scale = 1;
     // Factors of scale that lie on the device (inverse scales of FP8 operands); both or neither.
     const float *scale_a = nullptr, *scale_b = nullptr;
-    uint32_t* absmax =
-        nullptr;  // raised to the largest magnitude of `out`; a library's product does not do it
+    // Raised to the largest magnitude of `out` (kernels/gpu_absmax.h), which no library does.
+    uint32_t* absmax = nullptr;
     int rows = 0, columns = 0;
     bool packed = false;  // all of the matrices are, for the kernel
 };

@@ -46,21 +46,18 @@ TEST(Device, UnusableGpusAreRefused) {
         complaint({.driver = 12040, .toolkit = 13000}),
         "the GPU's driver is older than the CUDA toolkit of this build: expected a driver for CUDA 13.0 or "
         "later, got CUDA 12.4  hint: update the driver, or build with an older toolkit");
-    EXPECT_EQ(
-        complaint({.driver = 0}),
-        "no GPU was found: --device cuda: expected an NVIDIA GPU and its driver, got no driver  hint: "
-        "--device cpu, or check nvidia-smi");
-    EXPECT_EQ(
-        complaint({.num_gpus = 0}),
-        "no GPU was found: --device cuda: expected an NVIDIA GPU and its driver, got no device  hint: "
-        "--device cpu, or check nvidia-smi");
+    EXPECT_EQ(complaint({.driver = 0}),
+              "no GPU was found: --device cuda: expected an NVIDIA GPU and its driver, got no driver  hint: "
+              "--device cpu, or check nvidia-smi");
+    EXPECT_EQ(complaint({.num_gpus = 0}),
+              "no GPU was found: --device cuda: expected an NVIDIA GPU and its driver, got no device  hint: "
+              "--device cpu, or check nvidia-smi");
     EXPECT_EQ(
         complaint({.num_gpus = 2}, 2),
         "there is no such GPU: expected 0 to 1, got 2  hint: CUDA_VISIBLE_DEVICES chooses among several");
-    EXPECT_EQ(
-        complaint({.capability = 75}),
-        "the GPU is too old: emulated GPU (simt): expected compute capability 8.0 or later, got 7.5  "
-        "hint: --device cpu");
+    EXPECT_EQ(complaint({.capability = 75}),
+              "the GPU is too old: emulated GPU (simt): expected compute capability 8.0 or later, got 7.5  "
+              "hint: --device cpu");
 }
 
 TEST(Device, BuffersAreZeroedAndTellTheirDevice) {
