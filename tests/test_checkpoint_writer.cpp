@@ -4,8 +4,12 @@
 
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <fstream>
 #include <functional>
 #include <thread>
 
@@ -95,6 +99,14 @@ TEST_F(CheckpointWriting, HoldsTheStateOfItsStepWhateverRunsMeanwhile) {
                 training.train_pipelined(5, 6, {});
                 writer.finish();
                 EXPECT_EQ(hashes(5), fifth);
+                const TrainerState state =
+                    load_newest_checkpoint(out_, training.model.table(), training.config,
+                                           training.model.params(), training.optimizer);
+                EXPECT_EQ(state.step, 5);
+                EXPECT_EQ(state.num_updates, 4);
+                EXPECT_EQ(state.num_skipped, 1);
+                EXPECT_EQ(state.loss_window.size(), 5u);
+                EXPECT_EQ(state.norm_window.size(), 4u) << "the refused one's was not finite";
                 for (const int64_t step : {2, 5})
                     std::filesystem::remove_all(cat({out_, "/", checkpoint_name(step)}));
             }
@@ -125,6 +137,33 @@ TEST_F(CheckpointWriting, IsQueuedWithoutAWait) {
         EXPECT_EQ(num_device_waits(), then);
         std::filesystem::remove_all(cat({out_, "/", checkpoint_name(3)}));
     }
+}
+
+// A tokenizer that comes through a pipe holds the writing up for as long as the test wants.
+TEST_F(CheckpointWriting, TrainingGoesOnWhileItIsWritten) {
+    Training training(config_preset("tiny-llama"), shape_on(gpus().front(), Precision::f32), {});
+    const std::string pipe = out_ + "/tokenizer.json";
+    ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+    CheckpointWriter writer({.out = out_, .tokenizer_directory = out_}, training.model.table(),
+                            training.config, training.model.params(), training.optimizer, true);
+    std::atomic<bool> trained_on{false}, gave_up{false};
+    std::thread tokenizer([&] {
+        for (int i = 0; i < 30'000 && !trained_on; ++i)
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        gave_up = !trained_on;
+        std::ofstream(pipe) << "{}";
+    });
+    writer.save(state_of(1));
+    training.train_pipelined(0, 1, {});
+    writer.poll();
+    training.train_pipelined(1, 2, {});
+    writer.poll();
+    EXPECT_EQ(hashes(1), "(absent)");
+    trained_on = true;
+    writer.finish();
+    tokenizer.join();
+    EXPECT_FALSE(gave_up) << "poll() wrote by itself";
+    EXPECT_NE(hashes(1), "(absent)");
 }
 
 TEST_F(CheckpointWriting, OldOnesGoWhenTheNewOneIsWhole) {
