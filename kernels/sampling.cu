@@ -120,7 +120,7 @@ __device__ int32_t id_at(const Logits& logits, const Place& place) {
     return id[0];
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sample_token_kernel(int32_t* token, const float* data, int64_t count, double temperature, int64_t top_k,
                         double top_p, double uniform) {
     wait_for_previous();
