@@ -7,6 +7,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SECONDARY:
 
 BUILD    ?= build
+comma    := ,
 CXX      ?= g++
 ifeq ($(origin CXX),default)
 CXX      := g++
@@ -81,6 +82,13 @@ $(BUILD)/libgpu.a: $(GPU_OBJECTS)
 	@rm -f $@
 	ar rcs $@ $^
 
+# ---- ranks: MPI of the distribution, Open MPI or MPICH; only core/comm_mpi.cpp sees it -------------------------------
+MPI_FLAGS := $(filter -I% -L% -l% -Wl$(comma)%,$(shell mpicc -show 2>/dev/null))
+ifneq ($(MPI_FLAGS),)
+$(BUILD)/core/comm.o $(BUILD)/core/comm_mpi.o: COMPILE += -DINGOT_MPI $(patsubst -I%,-isystem %,$(filter -I%,$(MPI_FLAGS)))
+MPI_LIBS := $(filter-out -I%,$(MPI_FLAGS))
+endif
+
 # ---- libraries, one per layer; *_main.cpp are programs -------------------------------------------------------------
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)
@@ -109,7 +117,7 @@ $(BUILD)/libkernels.a: $(KERNEL_SOURCES:kernels/%.cpp=$(BUILD)/kernels/plain/%.o
 LIBRARIES := $(foreach layer,eval model data tokenizer kernels gpu core,$(BUILD)/lib$(layer).a)
 # kernels and core know of the gpu library, and it of them.
 LINKED    := -Wl,--start-group $(LIBRARIES) -Wl,--end-group
-LDLIBS    := $(CUDA_LIBS) -lsimdjson -lgumbo -lzstd -lxxhash -lsodium
+LDLIBS    := $(CUDA_LIBS) -Wl,--as-needed $(MPI_LIBS) -Wl,--no-as-needed -lsimdjson -lgumbo -lzstd -lxxhash -lsodium
 
 # ---- programs ------------------------------------------------------------------------------------------------------
 MAINS    := $(wildcard core/*_main.cpp tokenizer/*_main.cpp data/*_main.cpp model/*_main.cpp eval/*_main.cpp)
@@ -127,8 +135,10 @@ JOBS ?= $(shell nproc)
 programs: $(PROGRAMS)
 all:  ## every program into build/
 	@scripts/deps.sh build
-	@echo "ingot: cpu kernels for plain$(ISAS:%= %) | cuda: $(if $(NVCC),by $(NVCC),no nvcc was found, so kernels run in the emulator only) | mpi: not built yet"
-	@$(MAKE) -j$(JOBS) programs
+	@$(MAKE) -j$(JOBS) parts programs
+.PHONY: parts
+parts:
+	@echo "ingot: cpu kernels for plain$(ISAS:%= %) | cuda: $(if $(NVCC),by $(NVCC),no nvcc was found, so kernels run in the emulator only) | mpi: $(if $(MPI_FLAGS),by mpicc,no mpicc was found, so one rank only)"
 deps:  ## install what is missing from the distribution's packages (root or sudo)
 	@scripts/deps.sh build test test-full bench lint demo peers
 demo:  ## raw text to an evaluated model and a report, one command; CORPUS=DIR for your own text

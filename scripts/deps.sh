@@ -18,6 +18,8 @@ libzstd-dev          .jsonl.zst documents
 libxxhash-dev        deduplication keys, hashes of weights
 libsodium-dev        SHA-256 of files
 libgumbo-dev         HTML
+libopenmpi-dev       ranks (MPICH does as well)
+openmpi-bin          mpirun
 LIST
             ;;
         test) cat <<'LIST'
@@ -98,6 +100,8 @@ fi
 missing=()
 for group in "$@"; do
     while read -r name why; do
+        # Any MPI will do.
+        case $name in *openmpi*) command -v mpicc >/dev/null && command -v mpirun >/dev/null && continue ;; esac
         if [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" != installed ]; then
             missing+=("$name")
             echo "deps: $name is missing ($why)"

@@ -28,6 +28,7 @@ struct RunOptions {
     std::string stdout_path = {};            // a device to print to, such as /dev/full
     bool dead_reader = false;                // stdout and stderr are a pipe that nobody reads any more
     int ignored_signal = 0;                  // from the start, as nohup does with SIGHUP
+    std::string variable = {};               // NAME=VALUE, beside PATH: all of its environment
 };
 
 struct Outcome {
@@ -67,7 +68,8 @@ inline Outcome run_program(const std::string& name, const std::vector<std::strin
     for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
     std::string path_variable = "PATH=/usr/bin:/bin";
-    char* environment[] = {path_variable.data(), nullptr};
+    std::string variable = options.variable;
+    char* environment[] = {path_variable.data(), variable.empty() ? nullptr : variable.data(), nullptr};
 
     const pid_t pid = fork();
     if (pid == 0) {  // only async-signal-safe calls from here: the parent has threads

@@ -6,7 +6,6 @@
 #include <stdexcept>
 
 #include "core/batch.h"
-#include "core/comm.h"
 #include "core/error.h"
 #include "core/tensor.h"
 
@@ -168,28 +167,4 @@ TEST(Batch, DocumentsStartAtRowsAndAtEndOfText) {
     batch = {};
     set_document_bounds(batch, 9);
     EXPECT_EQ(batch.cu_seqlens, (std::vector<int32_t>{0}));
-}
-
-TEST(Comm, SelfIsTheIdentity) {
-    const std::unique_ptr<Comm> comm = make_self_comm();
-    EXPECT_EQ(comm->rank(), 0);
-    EXPECT_EQ(comm->size(), 1);
-    float a[3] = {1, 2, 3}, b[3] = {};
-    const Tensor ta = tensor_of(a, 3), tb = tensor_of(b, 3);
-    comm->barrier();
-    comm->all_reduce_sum(ta);
-    comm->broadcast(ta, 0);
-    comm->reduce_scatter_sum(tb, ta);
-    EXPECT_EQ(b[2], 3.0f);
-    a[0] = 9;
-    comm->all_gather(tb, ta);
-    EXPECT_EQ(b[0], 9.0f);
-    comm->all_gather(ta, ta);
-    EXPECT_THROW(comm->all_gather(tb, ta.rows(0, 2)), InternalError);
-    EXPECT_THROW(comm->broadcast(ta, 1), InternalError);
-}
-
-TEST(CommDeathTest, AbortEndsTheProcess) {
-    EXPECT_EXIT(make_self_comm()->abort_all("loss is NaN", 3), testing::ExitedWithCode(3),
-                "^error: loss is NaN\n$");
 }

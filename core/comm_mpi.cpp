@@ -1,0 +1,169 @@
+// The MPI backend. Everything is sent from rank to rank in rounds, each of which sends to one rank and
+// receives from another: sums need a fixed order, which MPI's own reductions do not promise, and the bytes
+// are countable.
+#if defined(INGOT_MPI)
+#define OMPI_SKIP_MPICXX 1  // no C++ bindings: MPI has dropped them
+#define MPICH_SKIP_MPICXX 1
+#include <mpi.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <vector>
+
+#include "core/comm.h"
+#include "core/error.h"
+
+namespace {
+
+constexpr int64_t kMessageBytes = int64_t{1} << 30;  // of one message: MPI counts in int
+constexpr int64_t kStagingBytes = int64_t{4} << 20;  // of one rank's part of a sum
+
+void require(int code, const char* call) {
+    if (code == MPI_SUCCESS) return;
+    char text[MPI_MAX_ERROR_STRING];
+    int length = 0;
+    MPI_Error_string(code, text, &length);
+    fail_check(__FILE__, __LINE__, call, std::string(text, static_cast<size_t>(length)));
+}
+#define REQUIRE(call) require(call, #call)
+
+template <class T>
+void add(T* sum, const T* addend, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) sum[i] += addend[i];
+}
+
+class MpiComm final : public Comm {
+public:
+    MpiComm() {
+        int provided = 0;
+        // The thread that makes the Comm makes all calls; others of the process never do.
+        require(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+        REQUIRE(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+        REQUIRE(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
+        REQUIRE(MPI_Comm_size(MPI_COMM_WORLD, &size_));
+    }
+    ~MpiComm() override { MPI_Finalize(); }
+
+    int rank() const override { return rank_; }
+    int size() const override { return size_; }
+    void barrier() override { REQUIRE(MPI_Barrier(MPI_COMM_WORLD)); }
+
+    void all_reduce_sum(Tensor t) override {
+        CHECK(t.on_host() && (t.dtype == DType::f32 || t.dtype == DType::f64), shape_text(t));
+        // Everybody adds up everything: for a step's few numbers, whose latency is what counts.
+        const int64_t bytes = t.bytes();
+        std::vector<uint8_t> all(static_cast<size_t>(bytes * size_));
+        for_each_round([&](int to, int from) {
+            swap(t.data, bytes, to, all.data() + from * bytes, bytes, from);
+        });
+        std::copy_n(static_cast<const uint8_t*>(t.data), bytes, all.data() + rank_ * bytes);
+        std::copy_n(all.data(), bytes, static_cast<uint8_t*>(t.data));
+        for (int r = 1; r < size_; ++r) {
+            const void* const addend = all.data() + r * bytes;
+            if (t.dtype == DType::f32) add(t.as<float>(), static_cast<const float*>(addend), t.size());
+            if (t.dtype == DType::f64) add(t.as<double>(), static_cast<const double*>(addend), t.size());
+        }
+    }
+
+    void reduce_scatter_sum(Tensor full, const Split& split) override {
+        check_split("reduce_scatter_sum", full, split, size_);
+        CHECK(full.dtype == DType::f32, shape_text(full));
+        // In parts, so that what is received from all ranks stays small.
+        int64_t longest = 0;
+        for (int r = 0; r < size_; ++r) longest = std::max(longest, split.count(r));
+        constexpr int64_t kPart = kStagingBytes / static_cast<int64_t>(sizeof(float));
+        staging_.resize(static_cast<size_t>(std::min(longest, kPart) * size_));
+        const auto length = [&](int rank, int64_t part) {
+            return std::clamp<int64_t>(split.count(rank) - part, 0, kPart);
+        };
+        for (int64_t part = 0; part < longest; part += kPart) {
+            const int64_t mine = length(rank_, part);
+            const auto received = [&](int from) { return staging_.data() + from * mine; };
+            for_each_round([&](int to, int from) {
+                swap(full.as<float>() + split.begin(to) + part, length(to, part) * int64_t{sizeof(float)}, to,
+                     received(from), mine * int64_t{sizeof(float)}, from);
+            });
+            float* const own = full.as<float>() + split.begin(rank_) + part;
+            std::copy_n(own, mine, received(rank_));
+            std::copy_n(received(0), mine, own);
+            for (int r = 1; r < size_; ++r) add(own, received(r), mine);
+        }
+    }
+
+    void all_gather(Tensor full, const Split& split) override {
+        check_split("all_gather", full, split, size_);
+        for_each_round([&](int to, int from) {
+            swap(at(full, split.begin(rank_)), split.count(rank_) * dtype_bytes(full.dtype), to,
+                 at(full, split.begin(from)), split.count(from) * dtype_bytes(full.dtype), from);
+        });
+    }
+
+    void exchange(Tensor pieces, Tensor full, const Split& split) override {
+        check_split("exchange", full, split, size_);
+        const int64_t mine = split.count(rank_);
+        CHECK(pieces.on_host() && pieces.size() == size_ * mine && pieces.dtype == full.dtype,
+              shape_text(pieces));
+        for_each_round([&](int to, int from) {
+            swap(at(full, split.begin(to)), split.count(to) * dtype_bytes(full.dtype), to,
+                 at(pieces, from * mine), mine * dtype_bytes(full.dtype), from);
+        });
+        std::copy_n(at(full, split.begin(rank_)), mine * dtype_bytes(full.dtype), at(pieces, rank_ * mine));
+    }
+
+    void broadcast(Tensor t, int root) override {
+        CHECK(t.on_host() && root >= 0 && root < size_, cat({shape_text(t), " root=", root}));
+        for_each_message(t.bytes(), [&](int64_t begin, int count) {
+            REQUIRE(MPI_Bcast(static_cast<uint8_t*>(t.data) + begin, count, MPI_BYTE, root, MPI_COMM_WORLD));
+        });
+        if (rank_ == root) bytes_sent_ += t.bytes() * (size_ - 1);
+    }
+
+    int64_t bytes_sent() const override { return bytes_sent_; }
+
+    void abort_all(const std::string& message, int exit_code) override {
+        // All ranks see most mistakes at once. One line is enough: the others would be late with theirs.
+        if (rank_ != 0) usleep(2'000'000);
+        std::fprintf(stderr, "error: %s\n", message.c_str());
+        std::fflush(nullptr);
+        MPI_Abort(MPI_COMM_WORLD, exit_code);
+        _exit(exit_code);
+    }
+
+private:
+    static uint8_t* at(const Tensor& t, int64_t element) {
+        return static_cast<uint8_t*>(t.data) + element * dtype_bytes(t.dtype);
+    }
+    // Every pair of ranks once in each direction; in a round everybody sends to one and receives from one.
+    template <class Round>
+    void for_each_round(const Round& round) const {
+        for (int step = 1; step < size_; ++step)
+            round((rank_ + step) % size_, (rank_ - step + size_) % size_);
+    }
+    template <class Message>
+    static void for_each_message(int64_t bytes, const Message& message) {
+        for (int64_t begin = 0; begin < bytes; begin += kMessageBytes)
+            message(begin, static_cast<int>(std::min(bytes - begin, kMessageBytes)));
+    }
+    void swap(const void* out, int64_t out_bytes, int to, void* in, int64_t in_bytes, int from) {
+        std::vector<MPI_Request> requests;
+        for_each_message(in_bytes, [&](int64_t begin, int count) {
+            REQUIRE(MPI_Irecv(static_cast<uint8_t*>(in) + begin, count, MPI_BYTE, from, 0, MPI_COMM_WORLD,
+                              &requests.emplace_back()));
+        });
+        for_each_message(out_bytes, [&](int64_t begin, int count) {
+            REQUIRE(MPI_Isend(static_cast<const uint8_t*>(out) + begin, count, MPI_BYTE, to, 0, MPI_COMM_WORLD,
+                              &requests.emplace_back()));
+        });
+        REQUIRE(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE));
+        bytes_sent_ += out_bytes;
+    }
+
+    int rank_ = 0, size_ = 1;
+    int64_t bytes_sent_ = 0;
+    std::vector<float> staging_;
+};
+
+}  // namespace
+
+std::unique_ptr<Comm> make_mpi_comm() { return std::make_unique<MpiComm>(); }
+#endif

@@ -1,0 +1,196 @@
+// Communication between ranks. The tests of InRanks hold for any number of them: they run here as one, and
+// once more as 2, 3 and 4 ranks of mpirun.
+#include "core/comm.h"
+
+#include <cstdlib>
+#include <numeric>
+#include <vector>
+
+#include "core/error.h"
+#include "tests/run_ranks.h"
+
+namespace {
+
+Comm& comm() {
+    static const std::unique_ptr<Comm> of_job = make_comm();
+    return *of_job;
+}
+
+// Element i of rank r's; sums of these over ranks are exact.
+float value(int rank, int64_t i) { return static_cast<float>(rank * 1000 + i % 991 + 1); }
+std::vector<float> values_of(int rank, int64_t size) {
+    std::vector<float> values(static_cast<size_t>(size));
+    for (int64_t i = 0; i < size; ++i) values[static_cast<size_t>(i)] = value(rank, i);
+    return values;
+}
+Tensor tensor_of_all(std::vector<float>& values) {
+    return tensor_of(values.data(), static_cast<int64_t>(values.size()));
+}
+// Less than a block for each, no multiple of anything, and several parts of a sum (4 MiB) for each of four.
+constexpr int64_t kSizes[] = {0, 1, 63, 64, 129, 1000, 5'000'003};
+
+}  // namespace
+
+TEST(SplitOfRanks, CoversEverythingOnceAndEvenly) {
+    for (int64_t size : {0, 1, 64, 65, 1000, 123'456'789}) {
+        for (int ranks : {1, 2, 3, 7, 64}) {
+            const Split split{size, ranks};
+            EXPECT_EQ(split.begin(0), 0);
+            EXPECT_EQ(split.begin(ranks), size);
+            for (int r = 0; r < ranks; ++r) {
+                EXPECT_GE(split.count(r), 0);
+                EXPECT_LE(split.count(r), size / ranks + Split::kBlock) << size << " by " << ranks;
+                EXPECT_TRUE(split.begin(r) % Split::kBlock == 0 || split.begin(r) == size) << size;
+            }
+        }
+    }
+}
+
+TEST(InRanks, TheLauncherSaysHowMany) {
+    const char* const launched = std::getenv("OMPI_COMM_WORLD_SIZE");
+    EXPECT_EQ(comm().size(), launched ? std::atoi(launched) : 1);
+    EXPECT_GE(comm().rank(), 0);
+    EXPECT_LT(comm().rank(), comm().size());
+}
+
+TEST(InRanks, ReduceScatterSumsOwnRangesOnly) {
+    for (int64_t size : kSizes) {
+        const Split split{size, comm().size()};
+        std::vector<float> full = values_of(comm().rank(), size);
+        comm().reduce_scatter_sum(tensor_of_all(full), split);
+        const int64_t begin = split.begin(comm().rank()), end = split.begin(comm().rank() + 1);
+        for (int64_t i = 0; i < size; ++i) {
+            float expected = value(comm().rank(), i);
+            if (i >= begin && i < end) {
+                expected = 0;
+                for (int r = 0; r < comm().size(); ++r) expected += value(r, i);
+            }
+            ASSERT_EQ(full[static_cast<size_t>(i)], expected) << "element " << i << " of " << size;
+        }
+    }
+}
+
+// (big + small) - big depends on the order: it must be that of ranks on every rank, every time.
+TEST(InRanks, SumsAreInTheOrderOfRanks) {
+    const auto term = [](int rank) { return rank % 2 == 0 ? 1e8f + static_cast<float>(rank) : -1e8f + 0.25f; };
+    float expected = term(0);
+    for (int r = 1; r < comm().size(); ++r) expected += term(r);
+    for (int repeat = 0; repeat < 20; ++repeat) {
+        std::vector<float> one(100, term(comm().rank())), two = one;
+        comm().all_reduce_sum(tensor_of_all(one));
+        for (float x : one) ASSERT_EQ(x, expected);
+        const Split split{100, comm().size()};
+        comm().reduce_scatter_sum(tensor_of_all(two), split);
+        for (int64_t i = 0; i < split.count(comm().rank()); ++i)
+            ASSERT_EQ(two[static_cast<size_t>(split.begin(comm().rank()) + i)], expected);
+    }
+}
+
+TEST(InRanks, AllReduceOfDoubles) {
+    double x[3] = {1.0 + comm().rank(), 0x1p-40 * comm().rank(), -2};
+    comm().all_reduce_sum(tensor_of(x, 3));
+    const int n = comm().size();
+    EXPECT_EQ(x[0], n + n * (n - 1) / 2);
+    EXPECT_EQ(x[1], 0x1p-40 * (n * (n - 1) / 2));
+    EXPECT_EQ(x[2], -2 * n);
+}
+
+TEST(InRanks, AllGatherAndExchange) {
+    for (int64_t size : kSizes) {
+        const Split split{size, comm().size()};
+        const int64_t begin = split.begin(comm().rank()), mine = split.count(comm().rank());
+        std::vector<float> full(static_cast<size_t>(size), -1);
+        for (int64_t i = begin; i < begin + mine; ++i) full[static_cast<size_t>(i)] = value(comm().rank(), i);
+        comm().all_gather(tensor_of_all(full), split);
+        for (int r = 0; r < comm().size(); ++r) {
+            for (int64_t i = split.begin(r); i < split.begin(r + 1); ++i)
+                ASSERT_EQ(full[static_cast<size_t>(i)], value(r, i)) << "element " << i << " of " << size;
+        }
+        full = values_of(comm().rank(), size);
+        std::vector<float> pieces(static_cast<size_t>(comm().size() * mine), -1);
+        comm().exchange(tensor_of(pieces.data(), comm().size(), mine), tensor_of_all(full), split);
+        for (int r = 0; r < comm().size(); ++r) {
+            for (int64_t i = 0; i < mine; ++i)
+                ASSERT_EQ(pieces[static_cast<size_t>(r * mine + i)], value(r, begin + i));
+        }
+        EXPECT_EQ(full, values_of(comm().rank(), size));
+    }
+}
+
+TEST(InRanks, BytesOnTheWireFollowTheFormulas) {
+    constexpr int64_t kSize = 64 * 12;  // divides by 1, 2, 3 and 4
+    const int64_t ranks = comm().size(), share = kSize / ranks * 4;
+    std::vector<float> full(kSize), pieces(kSize);
+    const Split split{kSize, comm().size()};
+    const auto sent_by = [](const auto& collective) {
+        const int64_t before = comm().bytes_sent();
+        collective();
+        return comm().bytes_sent() - before;
+    };
+    EXPECT_EQ(sent_by([&] { comm().reduce_scatter_sum(tensor_of_all(full), split); }), (ranks - 1) * share);
+    EXPECT_EQ(sent_by([&] { comm().all_gather(tensor_of_all(full), split); }), (ranks - 1) * share);
+    EXPECT_EQ(sent_by([&] {
+                  comm().exchange(tensor_of(pieces.data(), ranks, kSize / ranks), tensor_of_all(full), split);
+              }),
+              (ranks - 1) * share);
+    EXPECT_EQ(sent_by([&] { comm().all_reduce_sum(tensor_of_all(full)); }), (ranks - 1) * kSize * 4);
+}
+
+TEST(InRanks, BroadcastFromEveryRoot) {
+    for (int root = 0; root < comm().size(); ++root) {
+        std::vector<float> t = values_of(comm().rank(), 777);
+        comm().broadcast(tensor_of_all(t), root);
+        EXPECT_EQ(t, values_of(root, 777));
+    }
+    comm().barrier();
+}
+
+TEST(InRanks, WrongArgumentsAreFaultsOfTheProgram) {
+    std::vector<float> t(10);
+    EXPECT_THROW(comm().all_gather(tensor_of_all(t), {9, comm().size()}), InternalError);
+    EXPECT_THROW(comm().all_gather(tensor_of_all(t), {10, comm().size() + 1}), InternalError);
+    EXPECT_THROW(comm().reduce_scatter_sum(tensor_of_all(t), {9, comm().size()}), InternalError);
+    EXPECT_THROW(comm().exchange(tensor_of_all(t), tensor_of_all(t), {9, comm().size()}), InternalError);
+    EXPECT_THROW(comm().broadcast(tensor_of_all(t), comm().size()), InternalError);
+}
+
+// All ranks but the last go on to wait for it; what ends them is its call.
+TEST(LastRank, Aborts) {
+    if (comm().size() == 1) return;  // Comm.AbortEndsAllRanks starts several
+    if (comm().rank() == comm().size() - 1) comm().abort_all("loss is NaN", 3);
+    for (;;) comm().barrier();
+}
+TEST(EveryRank, Aborts) {
+    if (comm().size() == 1) return;
+    comm().abort_all("unknown flag", 2);
+}
+
+TEST(Comm, RanksOfMpirun) {
+    if (mpirun_path().empty()) GTEST_SKIP() << "no mpirun";
+    for (int ranks : {2, 3, 4}) {
+        const Outcome outcome = run_ranks(ranks, "tests/test_comm", {"--gtest_filter=InRanks.*"});
+        EXPECT_EQ(outcome.exit_code, 0) << ranks << " ranks\n" << outcome.out << outcome.err;
+        size_t passed = 0;
+        for (size_t at = 0; (at = outcome.out.find("[  PASSED  ] 8 tests", at)) != std::string::npos; ++at) {
+            ++passed;
+        }
+        EXPECT_EQ(passed, static_cast<size_t>(ranks)) << outcome.out;
+    }
+}
+
+TEST(Comm, AbortEndsAllRanks) {
+    if (mpirun_path().empty()) GTEST_SKIP() << "no mpirun";
+    for (const auto& [filter, message, code] :
+         {std::tuple{"LastRank.*", "error: loss is NaN\n", 3}, {"EveryRank.*", "error: unknown flag\n", 2}}) {
+        const Outcome outcome = run_ranks(3, "tests/test_comm", {std::string("--gtest_filter=") + filter});
+        EXPECT_EQ(outcome.exit_code, code) << outcome.err;
+        const size_t first = outcome.err.find(message);
+        ASSERT_NE(first, std::string::npos) << outcome.err;
+        EXPECT_EQ(outcome.err.find("error: ", first + 1), std::string::npos) << "one line: " << outcome.err;
+    }
+}
+
+TEST(CommDeathTest, AbortEndsTheProcess) {
+    EXPECT_EXIT(make_self_comm()->abort_all("loss is NaN", 3), testing::ExitedWithCode(3),
+                "^error: loss is NaN\n$");
+}
