@@ -53,9 +53,8 @@ public:
         // Everybody adds up everything: for a step's few numbers, whose latency is what counts.
         const int64_t bytes = t.bytes();
         std::vector<uint8_t> all(static_cast<size_t>(bytes * size_));
-        for_each_round([&](int to, int from) {
-            swap(t.data, bytes, to, all.data() + from * bytes, bytes, from);
-        });
+        for_each_round(
+            [&](int to, int from) { swap(t.data, bytes, to, all.data() + from * bytes, bytes, from); });
         std::copy_n(static_cast<const uint8_t*>(t.data), bytes, all.data() + rank_ * bytes);
         std::copy_n(all.data(), bytes, static_cast<uint8_t*>(t.data));
         for (int r = 1; r < size_; ++r) {
@@ -151,8 +150,8 @@ private:
                               &requests.emplace_back()));
         });
         for_each_message(out_bytes, [&](int64_t begin, int count) {
-            REQUIRE(MPI_Isend(static_cast<const uint8_t*>(out) + begin, count, MPI_BYTE, to, 0, MPI_COMM_WORLD,
-                              &requests.emplace_back()));
+            REQUIRE(MPI_Isend(static_cast<const uint8_t*>(out) + begin, count, MPI_BYTE, to, 0,
+                              MPI_COMM_WORLD, &requests.emplace_back()));
         });
         REQUIRE(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE));
         bytes_sent_ += out_bytes;

@@ -9,8 +9,8 @@
 //
 // Both tensor-core kernels keep scores, P and dS in a warp's registers: a warp's rows are queries for dQ, and
 // keys (the transposed scores) for dK and dV, so that dS always is the left operand of the next product. Of
-// dK and dV at D = 64 the compiler spills 16 of 1,020 bytes a thread for sm_80, whose blocks fill the registers;
-// newer GPUs have none.
+// dK and dV at D = 64 the compiler spills 16 of 1,020 bytes a thread for sm_80, whose blocks fill the
+// registers; newer GPUs have none.
 #include "kernels/attention_hopper.h"
 #include "kernels/check.h"
 #include "kernels/quantize.h"

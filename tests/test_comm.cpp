@@ -72,7 +72,9 @@ TEST(InRanks, ReduceScatterSumsOwnRangesOnly) {
 
 // (big + small) - big depends on the order: it must be that of ranks on every rank, every time.
 TEST(InRanks, SumsAreInTheOrderOfRanks) {
-    const auto term = [](int rank) { return rank % 2 == 0 ? 1e8f + static_cast<float>(rank) : -1e8f + 0.25f; };
+    const auto term = [](int rank) {
+        return rank % 2 == 0 ? 1e8f + static_cast<float>(rank) : -1e8f + 0.25f;
+    };
     float expected = term(0);
     for (int r = 1; r < comm().size(); ++r) expected += term(r);
     for (int repeat = 0; repeat < 20; ++repeat) {
