@@ -117,11 +117,14 @@ bool is_device_memory(const void* address, size_t bytes) {
 
 void check_guards() {
     const auto untouched = guard();
+    const auto is_untouched = [&](const char* bytes) {
+        return std::equal(untouched.begin(), untouched.end(), reinterpret_cast<const unsigned char*>(bytes));
+    };
     for (const Allocation& a : allocations().sorted) {
-        if (std::memcmp(a.memory() + a.bytes, untouched.data(), kGuard) != 0) {
+        if (!is_untouched(a.memory() + a.bytes)) {
             violation(nullptr, "a kernel wrote past the end of an allocation of %zu bytes", a.bytes);
         }
-        if (std::memcmp(a.memory() - kGuard, untouched.data(), kGuard) != 0) {
+        if (!is_untouched(a.memory() - kGuard)) {
             violation(nullptr, "a kernel wrote before the begin of an allocation of %zu bytes", a.bytes);
         }
     }
