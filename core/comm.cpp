@@ -9,6 +9,10 @@
 
 #include "core/error.h"
 
+void check_sum(const char* collective, const Tensor& t) {
+    CHECK(t.on_host() && (t.dtype == DType::f32 || t.dtype == DType::f64),
+          cat({collective, ": ", shape_text(t)}));
+}
 void check_split(const char* collective, const Tensor& full, const Split& split, int num_ranks) {
     CHECK(full.on_host() && full.size() == split.size && split.num_ranks == num_ranks,
           cat({collective, ": ", shape_text(full), ", split of ", split.size, " for ", split.num_ranks,
@@ -22,9 +26,10 @@ public:
     int rank() const override { return 0; }
     int size() const override { return 1; }
     void barrier() override {}
-    void all_reduce_sum(Tensor) override {}
+    void all_reduce_sum(Tensor t) override { check_sum("all_reduce_sum", t); }
     void reduce_scatter_sum(Tensor full, const Split& split) override {
         check_split("reduce_scatter_sum", full, split, 1);
+        CHECK(full.dtype == DType::f32, shape_text(full));
     }
     void all_gather(Tensor full, const Split& split) override { check_split("all_gather", full, split, 1); }
     void exchange(Tensor pieces, Tensor full, const Split& split) override {
@@ -62,7 +67,14 @@ std::unique_ptr<Comm> make_comm() {
     const int ranks = launched_ranks();
     if (ranks <= 1) return make_self_comm();
 #if defined(INGOT_MPI)
-    return make_mpi_comm();
+    std::unique_ptr<Comm> comm = make_mpi_comm();
+    if (comm->size() != ranks) {
+        fail_input({.what = "this build's MPI does not know the launcher",
+                    .expected = cat({ranks, " ranks"}),
+                    .actual = cat({comm->size()}),
+                    .hint = "mpirun of the MPI whose mpicc the build found; srun: --mpi=pmix"});
+    }
+    return comm;
 #else
     fail_input({.what = "this build has no MPI",
                 .expected = "one rank, or mpicc on the machine that built it",

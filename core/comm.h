@@ -46,9 +46,10 @@ public:
     [[noreturn]] virtual void abort_all(const std::string& message, int exit_code) = 0;
 };
 std::unique_ptr<Comm> make_self_comm();
-// The job's. InputError when a launcher has started several ranks and this build has no MPI: each would train
-// alone. Once per process.
+// The job's. InputError when a launcher has started several ranks and each would train alone: this build has
+// no MPI, or one that the launcher does not know. Once per process.
 std::unique_ptr<Comm> make_comm();
 
 // Both backends'; they throw InternalError.
+void check_sum(const char* collective, const Tensor& t);  // f32 or f64
 void check_split(const char* collective, const Tensor& full, const Split& split, int num_ranks);

@@ -49,7 +49,7 @@ public:
     void barrier() override { REQUIRE(MPI_Barrier(MPI_COMM_WORLD)); }
 
     void all_reduce_sum(Tensor t) override {
-        CHECK(t.on_host() && (t.dtype == DType::f32 || t.dtype == DType::f64), shape_text(t));
+        check_sum("all_reduce_sum", t);
         // Everybody adds up everything: for a step's few numbers, whose latency is what counts.
         const int64_t bytes = t.bytes();
         std::vector<uint8_t> all(static_cast<size_t>(bytes * size_));

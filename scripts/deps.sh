@@ -73,6 +73,7 @@ if [ -n "$unpack_into" ]; then
         while read -r name why; do
             case $name in
                 g++ | binutils | git | clang-format | python3-venv | xz-utils) continue ;;  # programs, not libraries
+                *openmpi*) continue ;;  # its mpicc would not be in the PATH there: that build has one rank
             esac
             names+=("$name")
             # The shared libraries behind the headers.

@@ -323,16 +323,22 @@ public:
     ~ForcedPlan() { force_matmul_plan(nullptr); }
 };
 
-// run(device) with every tile of Hopper's on every device; one that is no Hopper runs its own kernels.
+// run(device) with each of the tiles on every device; one that is no Hopper runs its own kernels for
+// Hopper's.
 template <class Run>
-void for_each_hopper_tile(Run&& run) {
+void for_each_tile(std::initializer_list<MatmulTile> tiles, Run&& run) {
     for (Device device : gpus()) {
-        for (MatmulTile tile : {MatmulTile::hopper_square, MatmulTile::hopper_wide}) {
-            SCOPED_TRACE(tile == MatmulTile::hopper_wide ? "wide tiles" : "square tiles");
+        for (MatmulTile tile : tiles) {
+            const MatmulTileShape shape = shape_of(tile);
+            SCOPED_TRACE(cat({"tiles of ", shape.rows, " x ", shape.columns}));
             const ForcedPlan forced({tile, 1});
             run(device);
         }
     }
+}
+template <class Run>
+void for_each_hopper_tile(Run&& run) {
+    for_each_tile({MatmulTile::hopper_square, MatmulTile::hopper_wide}, run);
 }
 
 }  // namespace

@@ -15,16 +15,10 @@ namespace {
 
 constexpr MatmulPlan kSmall{MatmulTile::small, 1}, kLarge{MatmulTile::large, 1};
 
-// run(device) with every plan on every GPU. Splits concern weight gradients alone.
+// Splits concern weight gradients alone.
 template <class Run>
 void for_each_plan(Run&& run) {
-    for (Device device : gpus()) {
-        for (MatmulTile tile : {MatmulTile::small, MatmulTile::large}) {
-            SCOPED_TRACE(tile == MatmulTile::small ? "small tiles" : "large tiles");
-            const ForcedPlan forced({tile, 1});
-            run(device);
-        }
-    }
+    for_each_tile({MatmulTile::small, MatmulTile::large}, run);
 }
 
 TEST(MatmulGpu, PlansFollowTheShape) {

@@ -57,7 +57,7 @@ TEST_F(TrainDevice, ADeadRunOnADeviceSavesNothingMore) {
 }
 
 TEST_F(TrainDevice, ASignalWritesTheStepUnderWay) {
-    const std::vector<std::string> changes = {"--device",  "simt", "--steps",       "60",
+    const std::vector<std::string> changes = {"--device",  "simt", "--steps",       "24",
                                               "--seq-len", "8",    "--micro-batch", "1"};
     const std::string whole = hash_of(fresh(), changes), out = fresh();
     const Outcome stopped =
@@ -66,11 +66,12 @@ TEST_F(TrainDevice, ASignalWritesTheStepUnderWay) {
     const int64_t last = log_lines(out, "step").back()["step"];
     EXPECT_NE(stopped.err.find("at step " + std::to_string(last)), std::string::npos) << stopped.err;
     EXPECT_EQ(hash_of(out, changes), whole);
-    EXPECT_EQ(log_lines(out, "step").size(), 60u);
+    EXPECT_EQ(log_lines(out, "step").size(), 24u);
 }
 
 TEST_F(TrainDevice, TheEmulatedGpuTrainsResumesAndIsReadByTheCpu) {
-    const std::vector<std::string> four = {"--steps", "4", "--warmup", "0", "--dtype", "bf16"};
+    const std::vector<std::string> four = {"--steps",   "4", "--warmup",      "0", "--dtype", "bf16",
+                                           "--seq-len", "8", "--micro-batch", "2"};
     const auto with = [&](std::vector<std::string> more) {
         more.insert(more.begin(), four.begin(), four.end());
         return more;
@@ -187,7 +188,8 @@ TEST_F(TrainDevice, ACheckpointThatCannotBeWrittenEndsTheRun) {
 // As bf16, but for the products; on the CPU too, which has the same numbers.
 TEST_F(TrainDevice, Fp8TrainsAndResumes) {
     const auto with = [](const char* device, std::vector<std::string> more, const char* dtype = "fp8") {
-        for (const char* word : {"--steps", "4", "--warmup", "0", "--dtype", dtype, "--device", device})
+        for (const char* word : {"--steps", "4", "--warmup", "0", "--seq-len", "8", "--micro-batch", "2",
+                                 "--dtype", dtype, "--device", device})
             more.push_back(word);
         return more;
     };
