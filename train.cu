@@ -40,7 +40,8 @@ struct Options {
     double grad_clip = 1.0, muon_lr_ratio = 1.0, outlier_z = 0;
     int64_t warmup = 0;
     std::string dtype = "fp32", recompute = "none", device = "auto", isa = "auto";
-    int64_t threads = 0, eval_every = 0, eval_batches = 0, checkpoint_every = 0, keep = 2, sample_every = 0;
+    int64_t threads = 0, eval_every = 0, eval_batches = 0, checkpoint_every = 0, keep = 2;
+    int64_t sample_every = 0, sample_tokens = 100;
     std::string sample_prompt;
     int64_t seed = 42, eot = -1;
     bool mask_documents = true, quiet = false;
@@ -86,6 +87,7 @@ void declare(Flags& f, Options& o) {
     f.add("checkpoint-every", o.checkpoint_every, "steps between checkpoints; 0: at the end only");
     f.add("keep", o.keep, "checkpoints to keep; 0: all");
     f.add("sample-every", o.sample_every, "steps between sampled texts; 0: at the end only");
+    f.add("sample-tokens", o.sample_tokens, "how long they are at most; 0: none at all", 0, 1 << 30);
     f.add("sample-prompt", o.sample_prompt, "what samples begin with");
     f.add("seed", o.seed, "of weights, data order and rounding");
     f.add("eot", o.eot, "end-of-text id of shards without a manifest; -1: the model's own", -1, 1 << 30);
@@ -94,14 +96,15 @@ void declare(Flags& f, Options& o) {
 }
 
 // Options that a resumed run may change. Only micro-batch and isa can move a weight at all, by rounding.
-const std::vector<std::string> kFreeOptions = {
-    "stop-at",    "micro-batch",  "recompute",        "device", "isa",          "threads",
-    "eval-every", "eval-batches", "checkpoint-every", "keep",   "sample-every", "sample-prompt",
-    "quiet",      "out",          "val-data",         "config"};
+const std::vector<std::string> kFreeOptions = {"stop-at",       "micro-batch",  "recompute",
+                                               "device",        "isa",          "threads",
+                                               "eval-every",    "eval-batches", "checkpoint-every",
+                                               "keep",          "sample-every", "sample-prompt",
+                                               "sample-tokens", "quiet",        "out",
+                                               "val-data",      "config"};
 
 // So many refused steps in a row and the run is dead: the weights stand still and nothing will change that.
 constexpr int64_t kMaxSkipsInARow = 100;
-constexpr int64_t kNewTokens = 100;  // of a sampled text
 
 int fail_dead_run(int64_t step, int64_t skips, const char* reason) {
     std::fprintf(
@@ -180,7 +183,7 @@ int body(int argc, char** argv) {
     }
     std::optional<Tokenizer> tokenizer;
     std::vector<int32_t> token_bytes;
-    int64_t sample_tokens = 0;
+    int64_t sample_room = 0;  // tokens
     if (!tokenizer_directory.empty()) {
         tokenizer = Tokenizer::load(tokenizer_directory);
         train_data.shards().require_tokenizer(tokenizer->hash(), tokenizer_directory);
@@ -193,7 +196,8 @@ int body(int argc, char** argv) {
                         .actual = cat({prompt_tokens}),
                         .hint = "give a shorter one"});
         }
-        sample_tokens = std::min(prompt_tokens + 1 + kNewTokens, config.max_position);
+        if (o.sample_tokens > 0)
+            sample_room = std::min(prompt_tokens + 1 + o.sample_tokens, config.max_position);
     }
 
     // ---- memory: planned, printed, refused or allocated ----
@@ -220,7 +224,7 @@ int body(int argc, char** argv) {
     const RunNeeds needs{.shape = shape,
                          .optimizer = optimizing,
                          .rows_per_step = one_micro_batch ? 0 : samples_per_step,
-                         .sample_tokens = sample_tokens,
+                         .sample_tokens = sample_room,
                          .background_checkpoints = o.checkpoint_every > 0,
                          .process_bytes = std::max<int64_t>(0, peak_rss_bytes() - shard_bytes),
                          .shard_bytes = shard_bytes};
@@ -291,13 +295,14 @@ int body(int argc, char** argv) {
                      static_cast<long long>(state.step), result.loss(), result.bits_per_byte());
     };
     const auto sample = [&] {
-        if (!tokenizer || !std::isfinite(state.last_loss)) return;  // a diverged model has nothing to say
+        if (sample_room == 0 || !std::isfinite(state.last_loss))
+            return;  // a diverged model has nothing to say
         TextParams params;
         params.generate.sampling = {.temperature = 0.8, .top_p = 0.95};
-        params.generate.max_new_tokens = kNewTokens;
+        params.generate.max_new_tokens = o.sample_tokens;
         params.generate.stop = stop_asked;
         params.generate.seed = static_cast<uint64_t>(state.step);
-        Decoder decoder(config, table, model.params(), sample_tokens);
+        Decoder decoder(config, table, model.params(), sample_room);
         const std::string text =
             o.sample_prompt + generate_text(decoder, *tokenizer, o.sample_prompt, params);
         if (stop_asked()) return;

@@ -265,6 +265,9 @@ TEST_F(TrainRun, LeavesWhatItPromises) {
     }
     EXPECT_EQ(log_lines(out, "sample").size(), 2u);
     EXPECT_TRUE(log_lines(out, "sample")[0]["text"].get<std::string>().starts_with("the baker"));
+    const std::string silent = fresh();
+    ASSERT_EQ(train(silent, {"--sample-tokens", "0", "--steps", "2"}).exit_code, 0);
+    EXPECT_TRUE(log_lines(silent, "sample").empty());
     EXPECT_GT(log_lines(out, "end").at(0)["plan_bytes"], 1000);
 
     int64_t event_bytes = 0;

@@ -81,6 +81,7 @@ protected:
             "--out",     out,          "--steps",       "20",
             "--seq-len", "32",         "--micro-batch", "4",
             "--lr",      "3e-3",       "--threads",     "2"};
+        all.insert(all.end(), {"--sample-tokens", "8"});
         for (size_t i = 0; i + 1 < changes.size(); i += 2) {
             size_t at = 0;
             while (at < all.size() && all[at] != changes[i]) at += 2;
