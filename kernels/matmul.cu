@@ -132,6 +132,18 @@ void column_sums(float* out, const Matrix& inp, int64_t rows, int64_t columns, b
     add(result, partial, parts, 1, accumulate);
 }
 
+// Checks sizes and notes what the kernels ask of the memory.
+void prepare(Product& product) {
+    Output& output = product.output;
+    constexpr int kLargest = INT32_MAX / 2;
+    CHECK(output.rows <= kLargest && output.columns <= kLargest && product.inner <= kLargest,
+          cat({"M=", output.rows, " N=", output.columns, " K=", product.inner}));
+    product.a.packed = product.a.lines.packed();
+    product.b.packed = product.b.lines.packed();
+    output.packed = output.out.packed() && output.bias.packed() && output.pre_activation.packed() &&
+                    output.gelu_pre.packed() && output.addend.packed();
+}
+
 }  // namespace
 
 Matrix matrix_of(const Tensor& t) {
@@ -163,15 +175,9 @@ void multiply_own(const Product& product, const MatmulPlan& plan, Stream stream)
 }
 
 void multiply(Product product, Stream stream) {
-    Output& output = product.output;
+    const Output& output = product.output;
     if (output.rows == 0 || output.columns == 0) return;
-    constexpr int kLargest = INT32_MAX / 2;
-    CHECK(output.rows <= kLargest && output.columns <= kLargest && product.inner <= kLargest,
-          cat({"M=", output.rows, " N=", output.columns, " K=", product.inner}));
-    product.a.packed = product.a.lines.packed();
-    product.b.packed = product.b.lines.packed();
-    output.packed = output.out.packed() && output.bias.packed() && output.pre_activation.packed() &&
-                    output.gelu_pre.packed() && output.addend.packed();
+    prepare(product);
     const int64_t rows = output.rows, columns = output.columns, inner = product.inner;
     const bool hopper = can_multiply_hopper(product);
     if (!matmul_plan_is_forced()) {
@@ -180,6 +186,28 @@ void multiply(Product product, Stream stream) {
         if (library_matmul(product, own, stream)) return;
     }
     multiply_own(product, plan_matmul(rows, columns, inner, product.may_split, hopper), stream);
+}
+
+void multiply_batch(Product product, Stream stream) {
+    const Output& output = product.output;
+    if (output.rows == 0 || output.columns == 0) return;
+    CHECK(!output.symmetric || output.rows == output.columns,
+          cat({"M=", output.rows, " N=", output.columns}));
+    const MatmulTileShape large = shape_of(MatmulTile::large);
+    const auto tiles = num_tiles(output, static_cast<int>(large.rows), static_cast<int>(large.columns));
+    if (!output.symmetric && tiles >= large.blocks) {
+        for (int i = 0; i < product.batch; ++i) {
+            Product one = product;
+            one.batch = 1;
+            enter_batch(one.a, one.b, one.output, i);
+            multiply(one, stream);
+        }
+        return;
+    }
+    prepare(product);
+    // By as many rows of tiles as there are in all.
+    const int64_t rows = int64_t{output.rows} * product.batch / (output.symmetric ? 2 : 1);
+    multiply_own(product, plan_matmul(rows, output.columns, product.inner, false, false), stream);
 }
 
 void matmul_forward(Tensor out, Tensor inp, Tensor weight, const MatmulEpilogue& epilogue, MatmulMath math,

@@ -19,9 +19,18 @@ struct Matrix {
     void* data = nullptr;
     int64_t stride = 0;  // elements from one line to the next
     DType dtype = DType::f32;
+    int64_t step = 0;  // elements from one matrix of a batch to the next
 
     // Chunks at multiples of kChunk can be accessed by 128 bits.
-    bool packed() const { return is_aligned128(data) && stride % (16 / dtype_bytes(dtype)) == 0; }
+    bool packed() const {
+        const int64_t pack = 16 / dtype_bytes(dtype);
+        return is_aligned128(data) && stride % pack == 0 && step % pack == 0;
+    }
+    __host__ __device__ Matrix of_batch(int64_t index) const {
+        Matrix result = *this;
+        result.data = static_cast<char*>(data) + index * step * dtype_bytes(dtype);
+        return result;
+    }
 };
 
 // a(outer, inner). by_row: a line holds all inner elements of one outer index; otherwise all outer elements
@@ -44,6 +53,9 @@ struct Output {
     uint32_t* absmax = nullptr;
     int rows = 0, columns = 0;
     bool packed = false;  // all of the matrices are, for the kernel
+    // The result is a symmetric matrix, and so is the addend (there is nothing else then): it is computed on
+    // and below the diagonal, and what lies above is a copy.
+    bool symmetric = false;
 };
 
 struct Product {
@@ -52,6 +64,7 @@ struct Product {
     int inner = 0;
     bool bf16_math = false;  // products of bf16 numbers on tensor cores; otherwise f32 FMAs
     bool may_split = false;  // the inner dimension, where the result is small
+    int batch = 1;           // for multiply_batch(): as many products, of matrices that lie `step` apart
 
     // Both operands are by rows then, and their lines end at multiples of 16 numbers.
     bool of_fp8() const { return is_fp8(a.lines.dtype); }
@@ -65,6 +78,10 @@ Operand by_column(const Tensor& t);
 bool uses_bf16(DType a, DType b, MatmulMath math);
 
 void multiply(Product product, Stream stream);
+// Many products at once, or symmetric ones: operands, result and addend only, nothing is split. By
+// multiply_bf16 or multiply_f32, whose sums have the same bits in all tiles; by multiply() where one product
+// fills a GPU. So the bits of one do not depend on how many there are.
+void multiply_batch(Product product, Stream stream);
 
 // ---- what multiply() chooses from
 

@@ -89,8 +89,8 @@ __device__ void store_sums(const Output& output, const int (&row)[kCount], int c
         }
         if (output.addend.data != nullptr) {
             UNROLL
-            for (int k = 0; k < kChunk; ++k)
-                x[k] += output.addend_scale * addend[i].value(k, output.addend.dtype);
+            for (int k = 0; k < kChunk; ++k)  // fused everywhere: both sides of a diagonal get the same bits
+                x[k] = fmaf(output.addend_scale, addend[i].value(k, output.addend.dtype), x[k]);
         }
         store_chunk(output.out, output.packed, row[i] * output.out.stride + column, count[i], x);
         UNROLL
@@ -114,6 +114,23 @@ __device__ inline TilePlace place_of_tile(const Output& output, int tile_rows, i
     const int64_t left = down - band * kTallest, height = left < kTallest ? left : kTallest;
     return {static_cast<int>(band * kTallest + in_band % height) * tile_rows,
             static_cast<int>(in_band / height) * tile_columns};
+}
+// The same for a symmetric result, of which only tiles on and below the diagonal are computed: by rows.
+__device__ inline TilePlace place_below_diagonal(int tile_size, int64_t index) {
+    int row = 0;
+    while (index > row) index -= ++row;
+    return {row * tile_size, static_cast<int>(index) * tile_size};
+}
+inline int64_t num_tiles(const Output& output, int tile_rows, int tile_columns) {
+    const int64_t down = ceil_div(output.rows, tile_rows), across = ceil_div(output.columns, tile_columns);
+    return output.symmetric ? down * (down + 1) / 2 : down * across;
+}
+// From a batch's operands and result to those of one of its products.
+__host__ __device__ inline void enter_batch(Operand& a, Operand& b, Output& output, int64_t index) {
+    a.lines = a.lines.of_batch(index);
+    b.lines = b.lines.of_batch(index);
+    output.out = output.out.of_batch(index);
+    if (output.addend.data != nullptr) output.addend = output.addend.of_batch(index);
 }
 
 }  // namespace GPU_NAMESPACE

@@ -2,7 +2,7 @@
 // (column) of tiles, from L2 for the most part. Bound by the tensor cores' mma instruction: a warp's 64 x 64
 // sums need 8 ldmatrix for 32 mma. Not measured yet on a GPU.
 // Every sum takes the inner indices from first to last, 16 in each mma, whatever the tile: equal bits
-// wherever a row lies.
+// wherever a row lies. Of a symmetric result half of the tiles are computed; each is stored on both sides.
 #include "kernels/matmul_mma.h"
 
 namespace GPU_NAMESPACE {
@@ -17,6 +17,12 @@ struct MmaBf16 {
 template <class Tile, bool kCopied>
 void launch_layout(const Product& product, int splits, int inner_per_split, Stream stream) {
     const bool rows_a = product.a.by_row, rows_b = product.b.by_row;
+    if (product.output.symmetric) {
+        CHECK(rows_a == rows_b, "a matrix by itself");
+        const auto launch = rows_a ? launch_product<MmaBf16, Tile, true, true, kCopied, true>
+                                   : launch_product<MmaBf16, Tile, false, false, kCopied, true>;
+        return launch(product, splits, inner_per_split, stream);
+    }
     const auto launch = rows_a ? (rows_b ? launch_product<MmaBf16, Tile, true, true, kCopied>
                                          : launch_product<MmaBf16, Tile, true, false, kCopied>)
                                : launch_product<MmaBf16, Tile, false, false, kCopied>;

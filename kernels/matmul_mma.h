@@ -66,8 +66,42 @@ __device__ void multiply_stage(WarpSums<Tile>& sums, const bf16* a, const bf16* 
 }
 
 // Fragments hold two neighbours of a row, memory wants many: each warp passes its sums through a part of
-// shared memory of its own. Chunks are permuted by row, so that the lanes' pairs fall into different banks.
+// shared memory of its own. Where a chunk of a row lies there: permuted, so that pairs of a fragment fall
+// into different banks, and what eight columns have in four groups of eight rows does, too.
 template <class Tile>
+__device__ int place_of_sums(int row, int chunk) {
+    return row * Tile::kWarpColumns + (chunk ^ (row ^ row / kChunk) % 4) * kChunk;
+}
+// Rows (or columns) at a time, so that what they are added to arrives together.
+template <class Tile>
+constexpr int kStoreBatch = Tile::kThreads* Tile::kBlocks > 256 ? 2 : 4;
+
+// Of a symmetric result, what lies above the diagonal, from the sums below it: chunks of columns become
+// chunks of rows. Blocks of kChunk x kChunk on the diagonal are store_warp's.
+template <class Tile>
+__device__ void mirror_warp(const Output& output, const float* shared, int row, int column) {
+    constexpr int kBatch = kStoreBatch<Tile>, kChunks = Tile::kWarpColumns / kChunk;
+    static_assert(Tile::kWarpRows % kWarp == 0 && kChunks % kBatch == 0);
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, in_chunk = lane % kChunk;
+    LargestMagnitude none(nullptr);
+    for (int first = lane / kChunk * kChunk; first < Tile::kWarpRows; first += kWarp) {
+        for (int chunk = 0; chunk < kChunks; chunk += kBatch) {
+            float x[kBatch][kChunk];
+            int rows[kBatch];
+            UNROLL
+            for (int i = 0; i < kBatch; ++i) {
+                UNROLL
+                for (int k = 0; k < kChunk; ++k)
+                    x[i][k] = shared[place_of_sums<Tile>(first + k, chunk + i) + in_chunk];
+                const int mirrored = column + (chunk + i) * kChunk;
+                rows[i] = mirrored < row + first ? mirrored + in_chunk : output.rows;
+            }
+            store_sums(output, rows, row + first, x, none);
+        }
+    }
+}
+
+template <class Tile, bool kSymmetric>
 __device__ void store_warp(const Output& output, const WarpSums<Tile>& sums, float* shared, int row,
                            int column) {
     constexpr int kColumns = Tile::kWarpColumns, kChunks = kColumns / kChunk;
@@ -76,15 +110,15 @@ __device__ void store_warp(const Output& output, const WarpSums<Tile>& sums, flo
     for (int m = 0; m < WarpSums<Tile>::kDown; ++m) {
         UNROLL
         for (int n = 0; n < WarpSums<Tile>::kAcross; ++n) {
-            float* const at =
-                shared + (m * kFragment + group) * kColumns + (n ^ (group % 4)) * kChunk + 2 * pair;
-            *reinterpret_cast<float2*>(at) = make_float2(sums.c[m][n][0], sums.c[m][n][1]);
-            *reinterpret_cast<float2*>(at + 8 * kColumns) = make_float2(sums.c[m][n][2], sums.c[m][n][3]);
+            const int r = m * kFragment + group;
+            float* const upper = shared + place_of_sums<Tile>(r, n) + 2 * pair;
+            float* const lower = shared + place_of_sums<Tile>(r + 8, n) + 2 * pair;
+            *reinterpret_cast<float2*>(upper) = make_float2(sums.c[m][n][0], sums.c[m][n][1]);
+            *reinterpret_cast<float2*>(lower) = make_float2(sums.c[m][n][2], sums.c[m][n][3]);
         }
     }
     __syncwarp();
-    // Several rows at a time, so that what they are added to arrives together.
-    constexpr int kRowStep = kWarp / kChunks, kBatch = Tile::kThreads * Tile::kBlocks > 256 ? 2 : 4;
+    constexpr int kRowStep = kWarp / kChunks, kBatch = kStoreBatch<Tile>;
     static_assert(Tile::kWarpRows % (kRowStep * kBatch) == 0);
     const int chunk = lane % kChunks;
     LargestMagnitude largest(output.absmax);
@@ -94,28 +128,44 @@ __device__ void store_warp(const Output& output, const WarpSums<Tile>& sums, flo
         UNROLL
         for (int i = 0; i < kBatch; ++i) {
             const int r = first + i * kRowStep;
-            const float* const at = shared + r * kColumns + (chunk ^ (r % 4)) * kChunk;
+            const float* const at = shared + place_of_sums<Tile>(r, chunk);
             const Pack<float> low = load128(at), high = load128(at + 4);
             UNROLL
             for (int k = 0; k < 4; ++k) x[i][k] = low[k], x[i][k + 4] = high[k];
             rows[i] = row + r;
+            if constexpr (kSymmetric) {
+                const int in_block = r % kChunk, above = column + chunk * kChunk - (rows[i] - in_block);
+                if (above > 0) rows[i] = output.rows;  // mirror_warp's
+                if (above == 0) {
+                    UNROLL
+                    for (int k = 0; k < kChunk; ++k) {
+                        if (k > in_block) {
+                            x[i][k] = shared[place_of_sums<Tile>(r - in_block + k, chunk) + in_block];
+                        }
+                    }
+                }
+            }
         }
         store_sums(output, rows, column + chunk * kChunk, x, largest);
     }
     largest.raise_by_warp();
+    if constexpr (kSymmetric) mirror_warp<Tile>(output, shared, row, column);
 }
 
-template <class Mma, class Tile, bool kRowsA, bool kRowsB, bool kCopied>
+template <class Mma, class Tile, bool kRowsA, bool kRowsB, bool kCopied, bool kSymmetric>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     tensor_core_product_kernel(Operand a, Operand b, Output output, int inner, int inner_per_split) {
     wait_for_previous();
     DYN_SHARED(bf16, shared);
+    enter_batch(a, b, output, blockIdx.z);
     using SharedA = SharedTile<Tile::kRows, kInner, kRowsA>;
     using SharedB = SharedTile<Tile::kColumns, kInner, kRowsB>;
     const auto tile_a = [&](int step) { return shared + step % Tile::kStages * Tile::kStageElements; };
     const auto tile_b = [&](int step) { return tile_a(step) + SharedA::kElements; };
 
-    const TilePlace tile = place_of_tile(output, Tile::kRows, Tile::kColumns, blockIdx.x);
+    static_assert(!kSymmetric || Tile::kRows == Tile::kColumns);
+    const TilePlace tile = kSymmetric ? place_below_diagonal(Tile::kRows, blockIdx.x)
+                                      : place_of_tile(output, Tile::kRows, Tile::kColumns, blockIdx.x);
     const int inner_begin = static_cast<int>(blockIdx.y) * inner_per_split;
     const int inner_end = inner - inner_begin < inner_per_split ? inner : inner_begin + inner_per_split;
     const int steps = (inner_end - inner_begin + kInner - 1) / kInner;
@@ -189,16 +239,18 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     if (part.out.dtype == DType::f32) {
         part.out.data = static_cast<float*>(part.out.data) + split_row * part.out.stride;
     }
-    store_warp<Tile>(part, sums, warp_sums, tile.row + warp_row, tile.column + warp_column);
+    store_warp<Tile, kSymmetric>(part, sums, warp_sums, tile.row + warp_row, tile.column + warp_column);
 }
 
-template <class Mma, class Tile, bool kRowsA, bool kRowsB, bool kCopied>
+template <class Mma, class Tile, bool kRowsA, bool kRowsB, bool kCopied, bool kSymmetric = false>
 void launch_product(const Product& product, int splits, int inner_per_split, Stream stream) {
     const Output& output = product.output;
-    const int64_t tiles = ceil_div(output.rows, Tile::kRows) * ceil_div(output.columns, Tile::kColumns);
-    launch(tensor_core_product_kernel<Mma, Tile, kRowsA, kRowsB, kCopied>,
-           dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits)), Tile::kThreads,
-           Tile::kSharedBytes, stream, product.a, product.b, output, product.inner, inner_per_split);
+    const int64_t tiles = num_tiles(output, Tile::kRows, Tile::kColumns);
+    launch(tensor_core_product_kernel<Mma, Tile, kRowsA, kRowsB, kCopied, kSymmetric>,
+           dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits),
+                static_cast<unsigned>(product.batch)),
+           Tile::kThreads, Tile::kSharedBytes, stream, product.a, product.b, output, product.inner,
+           inner_per_split);
 }
 
 }  // namespace GPU_NAMESPACE
