@@ -239,18 +239,19 @@ void add_optimizers() {
     });
     for (MatmulMath math : {MatmulMath::f32, MatmulMath::bf16}) {  // bound by its products: see ms, not bytes
         add(math == MatmulMath::f32 ? "muon/f32" : "muon/bf16", [=](Tensors& t) {
-            const Tensor master = t.make(DType::f32, kHidden, kChannels),
-                         momentum = t.make(DType::f32, kHidden, kChannels);
-            const Tensor grad = t.make(DType::f32, kHidden, kChannels),
-                         param = t.make(DType::bf16, kHidden, kChannels);
-            const Tensor scratch = t.bytes(muon_scratch_bytes(kHidden, kChannels));
+            const MuonMatrices matrices{.rows = kHidden, .cols = kChannels, .offsets = {0}};
+            const Tensor master = t.make(DType::f32, matrices.size()),
+                         momentum = t.make(DType::f32, matrices.size());
+            const Tensor grad = t.make(DType::f32, matrices.size()),
+                         param = t.make(DType::bf16, matrices.size());
+            const Tensor scratch = t.bytes(muon_scratch_bytes(matrices, math, Device::cpu));
             const MuonStep step{.lr = 0.02f,
                                 .momentum = 0.95f,
                                 .weight_decay = 0,
                                 .grad_scale = 1,
                                 .rounding = {},
                                 .first_index = 0};
-            return Work{[=] { muon_step(param, master, momentum, grad, step, math, scratch); },
+            return Work{[=] { muon_step(param, master, momentum, grad, matrices, step, math, scratch); },
                         5 * master.bytes() + param.bytes()};
         });
     }

@@ -61,7 +61,7 @@ bool run_on_cpu(const Options& options, const std::string& model_name, const Bat
     MemoryPlan plan;
     Transformer::plan(plan, config, shape);
     Transformer model(config, shape);
-    Optimizer::plan(plan, model.table(), optimizer_config, shape.dtype);
+    Optimizer::plan(plan, model.table(), optimizer_config, shape.dtype, shape.math);
     Optimizer optimizer(model.table(), optimizer_config, model.params(), shape.math);
     init_params(model.table(), optimizer.master(), 1);
     optimizer.publish_master();

@@ -191,20 +191,24 @@ void add_muon(Rows& rows, const ModelConfig& c) {
     const int64_t r = c.mlp_dim, channels = c.channels;
     const MatmulMath math = rows.math();
     const int64_t small = std::min(r, channels), large = std::max(r, channels);
-    // Five times X X^T, A^2 and B X.
-    const double flops = 5 * (4 * product({small, small, large}) + 2 * product({small, small, small}));
-    rows.add(
-        "muon", "step", {{"R", r}, {"C", channels}}, 22 * product({r, channels}), flops,
-        [=](GpuTensors& t) -> Run {
-            const Tensor master = t.make(DType::f32, r, channels), momentum = t.make(DType::f32, r, channels);
-            const Tensor grad = t.make(DType::f32, r, channels), param = t.make(DType::bf16, r, channels);
-            const Tensor scratch = t.bytes(muon_scratch_bytes(r, channels));
-            const MuonStep step{.lr = 0.02f,
-                                .momentum = 0.95f,
-                                .weight_decay = 0,
-                                .grad_scale = 1,
-                                .rounding = {.seed = 1, .stream = 2},
-                                .first_index = 0};
-            return [=] { muon_step(param, master, momentum, grad, step, math, scratch); };
-        });
+    const int64_t layers = c.num_layers;
+    // Five times X X^T, A^2 (symmetric) and B X.
+    const double flops = 5 * (3 * product({small, small, large}) + product({small, small, small}));
+    rows.add("muon", "step", {{"L", layers}, {"R", r}, {"C", channels}}, 22 * product({layers, r, channels}),
+             static_cast<double>(layers) * flops, [=](GpuTensors& t) -> Run {
+                 MuonMatrices matrices{.rows = r, .cols = channels, .offsets = {}};
+                 for (int64_t layer = 0; layer < layers; ++layer)
+                     matrices.offsets.push_back(layer * matrices.size());
+                 const int64_t n = layers * matrices.size();
+                 const Tensor master = t.make(DType::f32, n), momentum = t.make(DType::f32, n);
+                 const Tensor grad = t.make(DType::f32, n), param = t.make(DType::bf16, n);
+                 const Tensor scratch = t.bytes(muon_scratch_bytes(matrices, math, master.device));
+                 const MuonStep step{.lr = 0.02f,
+                                     .momentum = 0.95f,
+                                     .weight_decay = 0,
+                                     .grad_scale = 1,
+                                     .rounding = {.seed = 1, .stream = 2},
+                                     .first_index = 0};
+                 return [=] { muon_step(param, master, momentum, grad, matrices, step, math, scratch); };
+             });
 }

@@ -3,23 +3,63 @@
 // are small.
 #include "kernels/muon.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 #include "kernels/global_norm.h"
+#include "kernels/matmul_plan.h"
 #include "kernels/philox_simd.h"
 #include "kernels/step_guard.h"
 
 #ifdef ISA_PLAIN
-void check_muon(Tensor param, Tensor master, Tensor momentum, Tensor grad, Tensor scratch,
-                const MuonStep& step) {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t most_together(const MuonMatrices& matrices, MatmulMath math) {
+    constexpr int64_t kWaves = 4;
+    const MatmulTileShape tile = shape_of(MatmulTile::large);
+    const int64_t down = std::max<int64_t>(1, ceil_div(std::min(matrices.rows, matrices.cols), tile.rows));
+    const int64_t busy = ceil_div(kWaves * tile.blocks, down * (down + 1) / 2);
+    const int64_t room = kMuonScratchBytes / muon_parts(matrices.rows, matrices.cols, math).bytes;
+    return std::max<int64_t>(1, std::min({kMuonMostMatrices, busy, room}));
+}
+
+}  // namespace
+
+MuonParts muon_parts(int64_t rows, int64_t cols, MatmulMath math) {
+    constexpr int64_t kWhole = 8;
+    const int64_t small = std::min(rows, cols), element = math == MatmulMath::bf16 ? 2 : 4;
+    const int64_t x = ceil_div(rows * cols, kWhole) * kWhole, a = ceil_div(small * small, kWhole) * kWhole;
+    return {.x = x, .a = a, .bytes = 2 * (x + a) * element + kMuonSums * 4};
+}
+
+int64_t muon_batch(const MuonMatrices& matrices, MatmulMath math, Device device) {
+    if (device == Device::cpu || matrices.count() == 0) return 1;
+    return ceil_div(matrices.count(), ceil_div(matrices.count(), most_together(matrices, math)));
+}
+
+int64_t muon_scratch_bytes(const MuonMatrices& matrices, MatmulMath math, Device device) {
+    if (device != Device::cpu)
+        return muon_batch(matrices, math, device) * muon_parts(matrices.rows, matrices.cols, math).bytes;
+    const int64_t small = std::min(matrices.rows, matrices.cols);
+    return 2 * (matrices.size() + small * small) * dtype_bytes(DType::f32);
+}
+
+void check_muon(Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonMatrices& matrices,
+                const MuonStep& step, MatmulMath math, Tensor scratch) {
     const ArgumentCheck check{"muon_step", master.device};
-    check.tensor("master", master, DType::f32, {-1, -1});
+    check.tensor("master", master, DType::f32, {-1});
     check.like("momentum", momentum, master);
     check.like("grad", grad, master);
-    if (!param.absent()) check.tensor("param", param, DType::bf16, {master.dims[0], master.dims[1]});
-    check.scratch(scratch, muon_scratch_bytes(master.dims[0], master.dims[1]));
+    if (!param.absent()) check.tensor("param", param, DType::bf16, {master.dims[0]});
+    for (const int64_t offset : matrices.offsets) {
+        check.that(offset >= 0 && offset + matrices.size() <= master.dims[0], "offsets",
+                   "matrices inside the arenas", static_cast<double>(offset));
+    }
+    check.scratch(scratch, muon_scratch_bytes(matrices, math, master.device));
     check.that(step.first_index >= 0, "first_index", "at least 0", static_cast<double>(step.first_index));
     check_decision("muon_step", master.device, step.decision);
 }
@@ -76,21 +116,10 @@ void apply(Tensor param, float* master, const float* x, int64_t count, float ste
     });
 }
 
-}  // namespace
-
-int64_t muon_scratch_bytes(int64_t rows, int64_t cols) {
-    const int64_t small = rows < cols ? rows : cols;
-    return (2 * rows * cols + 2 * small * small) * static_cast<int64_t>(sizeof(float));
-}
-
-void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonStep& step,
-               MatmulMath math, Tensor scratch, Stream stream) {
-    check_muon(param, master, momentum, grad, scratch, step);
+// Of one matrix, all [rows,cols].
+void update(Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonStep& step, MatmulMath math,
+            Tensor scratch, Stream stream) {
     const int64_t rows = master.dims[0], cols = master.dims[1], count = rows * cols;
-    if (count == 0) return;
-    const StepDecision* const decision = decision_data(step.decision);
-    if (decision != nullptr && decision->verdict != Verdict::apply) return;
-    const float grad_scale = decision != nullptr ? decision->grad_scale : step.grad_scale;
     const bool tall = rows > cols;
     const int64_t small = tall ? cols : rows, large = tall ? rows : cols;
     float* memory = static_cast<float*>(scratch.data);
@@ -99,7 +128,7 @@ void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const 
     const Tensor b = tensor_of(memory + 2 * count + small * small, small, small);
 
     float* u = tall ? next.as<float>() : x.as<float>();
-    nesterov(u, momentum.as<float>(), grad.as<float>(), count, 1 - step.momentum, grad_scale);
+    nesterov(u, momentum.as<float>(), grad.as<float>(), count, 1 - step.momentum, step.grad_scale);
     if (tall) transpose(x.as<float>(), u, rows, cols);
     const double norm = std::sqrt(sum_of_squares(x.view(count), stream));
     float* x_data = x.as<float>();
@@ -123,10 +152,29 @@ void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const 
           static_cast<float>(step.weight_decay / stretch), step);
 }
 
+}  // namespace
+
+void muon_step(Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonMatrices& matrices,
+               const MuonStep& step, MatmulMath math, Tensor scratch, Stream stream) {
+    check_muon(param, master, momentum, grad, matrices, step, math, scratch);
+    if (matrices.size() == 0) return;
+    const StepDecision* const decision = decision_data(step.decision);
+    if (decision != nullptr && decision->verdict != Verdict::apply) return;
+    for (const int64_t offset : matrices.offsets) {
+        const auto matrix = [&](Tensor arena) {
+            return arena.absent() ? arena
+                                  : arena.rows(offset, matrices.size()).view(matrices.rows, matrices.cols);
+        };
+        MuonStep own = step;
+        own.first_index += offset;
+        if (decision != nullptr) own.grad_scale = decision->grad_scale;
+        update(matrix(param), matrix(master), matrix(momentum), matrix(grad), own, math, scratch, stream);
+    }
+}
+
 }  // namespace ISA_NAMESPACE
 
-KERNEL_ENTRY(int64_t, muon_scratch_bytes, (int64_t rows, int64_t cols), (rows, cols))
 DEVICE_ENTRY(master.device, void, muon_step,
-             (Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonStep& step,
-              MatmulMath math, Tensor scratch, Stream stream),
-             (param, master, momentum, grad, step, math, scratch, stream))
+             (Tensor param, Tensor master, Tensor momentum, Tensor grad, const MuonMatrices& matrices,
+              const MuonStep& step, MatmulMath math, Tensor scratch, Stream stream),
+             (param, master, momentum, grad, matrices, step, math, scratch, stream))

@@ -22,37 +22,49 @@ constexpr uint64_t kRoundingStream = uint64_t{1} << 32;
 constexpr const char* kReasons[] = {"", "non-finite loss", "non-finite gradient", "outlier loss",
                                     "outlier gradient"};
 
-// A stretch of the arena that one kernel call updates. AdamW stretches reach over the padding between slots:
-// its gradient, moments and master are zero and stay so.
+// A stretch of the arena that one call of AdamW updates. Stretches reach over the padding between slots: its
+// gradient, moments and master are zero and stay so.
 struct Stretch {
     int64_t begin = 0, end = 0;  // elements
     bool decay = false;
-    const ParamInfo* matrix = nullptr;  // Muon's; null: AdamW
+};
+struct Updates {
+    std::vector<Stretch> stretches;      // AdamW's
+    std::vector<MuonMatrices> matrices;  // Muon's, by shape
 };
 
-std::vector<Stretch> stretches_of(const ParamTable& table, bool muon) {
-    std::vector<Stretch> stretches;
-    for (const ParamInfo& row : table.rows()) {
-        const bool by_muon = muon && row.muon;
-        const bool extends =
-            !stretches.empty() && !by_muon && !stretches.back().matrix && stretches.back().decay == row.decay;
-        if (extends) {
-            stretches.back().end = row.offset + row.size();
-        } else {
-            stretches.push_back({row.offset, row.offset + row.size(), row.decay, by_muon ? &row : nullptr});
-        }
-    }
-    return stretches;
+void add_matrices(std::vector<MuonMatrices>& all, const ParamInfo& row) {
+    const int64_t rows = row.rows / row.muon_blocks;
+    auto same = std::find_if(all.begin(), all.end(),
+                             [&](const MuonMatrices& m) { return m.rows == rows && m.cols == row.cols; });
+    if (same == all.end()) same = all.insert(all.end(), {.rows = rows, .cols = row.cols, .offsets = {}});
+    for (int64_t block = 0; block < row.muon_blocks; ++block)
+        same->offsets.push_back(row.offset + block * same->size());
 }
 
-int64_t muon_scratch_of(const std::vector<Stretch>& stretches) {
-    int64_t bytes = 0;
-    for (const Stretch& s : stretches) {
-        if (s.matrix) {
-            bytes =
-                std::max(bytes, muon_scratch_bytes(s.matrix->rows / s.matrix->muon_blocks, s.matrix->cols));
+Updates updates_of(const ParamTable& table, bool muon) {
+    Updates updates;
+    bool adjacent = false;  // to the last stretch
+    for (const ParamInfo& row : table.rows()) {
+        if (muon && row.muon) {
+            add_matrices(updates.matrices, row);
+            adjacent = false;
+            continue;
         }
+        if (adjacent && updates.stretches.back().decay == row.decay) {
+            updates.stretches.back().end = row.offset + row.size();
+        } else {
+            updates.stretches.push_back({row.offset, row.offset + row.size(), row.decay});
+        }
+        adjacent = true;
     }
+    return updates;
+}
+
+int64_t muon_scratch_of(const Updates& updates, MatmulMath math, Device device) {
+    int64_t bytes = 0;
+    for (const MuonMatrices& m : updates.matrices)
+        bytes = std::max(bytes, muon_scratch_bytes(m, math, device));
     return bytes;
 }
 
@@ -63,7 +75,6 @@ int64_t second_moment_bytes(const std::vector<Stretch>& stretches, int64_t arena
     if (arena_bytes < kPage) return arena_bytes;
     int64_t bytes = 0, counted = 0;  // pages below `counted` are
     for (const Stretch& s : stretches) {
-        if (s.matrix) continue;
         const int64_t begin = std::max(counted, s.begin * dtype_bytes(DType::f32) / kPage);
         const int64_t end = (s.end * dtype_bytes(DType::f32) + kPage - 1) / kPage;
         bytes += std::max<int64_t>(0, end - begin) * kPage;
@@ -114,7 +125,7 @@ struct Optimizer::State {
     OptimizerConfig config;
     MatmulMath math;
     Tensor params;
-    std::vector<Stretch> stretches;
+    Updates updates;
     Buffer master, moment1, moment2, muon_scratch;
     // Of the step under way, on the device: its decision, the gradient's squares, the loss of step().
     Buffer decision, squares, loss;
@@ -155,21 +166,16 @@ struct Optimizer::State {
                    grads.rows(s.begin, size), step);
     }
 
-    void update_muon(const Stretch& s, Tensor grads, double lr, RandomKey rounding) {
-        const int64_t rows = s.matrix->rows / s.matrix->muon_blocks, cols = s.matrix->cols;
-        for (int64_t block = 0; block < s.matrix->muon_blocks; ++block) {
-            const int64_t begin = s.begin + block * rows * cols, size = rows * cols;
-            const MuonStep step{.lr = static_cast<float>(lr * config.muon_lr_ratio),
-                                .momentum = static_cast<float>(config.muon_momentum),
-                                .weight_decay = static_cast<float>(config.weight_decay),
-                                .grad_scale = 1,
-                                .rounding = rounding,
-                                .first_index = begin,
-                                .decision = decision.tensor()};
-            const auto matrix = [&](Tensor arena) { return arena.rows(begin, size).view(rows, cols); };
-            muon_step(params_are_master() ? Tensor{} : matrix(params), matrix(master_arena()),
-                      matrix(moment1_arena()), matrix(grads), step, math, muon_scratch.tensor());
-        }
+    void update_muon(const MuonMatrices& matrices, Tensor grads, double lr, RandomKey rounding) {
+        const MuonStep step{.lr = static_cast<float>(lr * config.muon_lr_ratio),
+                            .momentum = static_cast<float>(config.muon_momentum),
+                            .weight_decay = static_cast<float>(config.weight_decay),
+                            .grad_scale = 1,
+                            .rounding = rounding,
+                            .first_index = 0,
+                            .decision = decision.tensor()};
+        muon_step(params_are_master() ? Tensor{} : params, master_arena(), moment1_arena(), grads, matrices,
+                  step, math, muon_scratch.tensor());
     }
 };
 
@@ -180,26 +186,27 @@ Optimizer::Optimizer(const ParamTable& table, const OptimizerConfig& config, Ten
     state_->config = config;
     state_->math = math;
     state_->params = params;
-    state_->stretches = stretches_of(table, config.muon);
+    state_->updates = updates_of(table, config.muon);
     const Device device = params.device;
     if (!state_->params_are_master()) state_->master = Buffer(arena_bytes, device);
     state_->moment1 = Buffer(arena_bytes, device);
     state_->moment2 = Buffer(arena_bytes, device);
-    const int64_t scratch = muon_scratch_of(state_->stretches);
+    const int64_t scratch = muon_scratch_of(state_->updates, math, device);
     if (scratch > 0) state_->muon_scratch = Buffer(scratch, device);
 }
 
 Optimizer::~Optimizer() = default;
 
 void Optimizer::plan(MemoryPlan& plan, const ParamTable& table, const OptimizerConfig& config, DType dtype,
-                     Device device) {
+                     MatmulMath math, Device device) {
     const int64_t arena_bytes = table.arena_size() * dtype_bytes(DType::f32);
-    const std::vector<Stretch> stretches = stretches_of(table, config.muon);
+    const Updates updates = updates_of(table, config.muon);
     if (dtype != DType::f32) plan.add("master weights", arena_bytes);
     plan.add("first moments", arena_bytes);
     plan.add("second moments",
-             device == Device::cpu ? second_moment_bytes(stretches, arena_bytes) : arena_bytes);
-    if (const int64_t scratch = muon_scratch_of(stretches); scratch > 0) plan.add("Muon scratch", scratch);
+             device == Device::cpu ? second_moment_bytes(updates.stretches, arena_bytes) : arena_bytes);
+    if (const int64_t scratch = muon_scratch_of(updates, math, device); scratch > 0)
+        plan.add("Muon scratch", scratch);
 }
 
 Tensor Optimizer::master() const { return state_->master_arena(); }
@@ -223,13 +230,8 @@ void Optimizer::queue(Tensor grads, double lr, Tensor loss_sum, int64_t num_targ
     s.decided.start(s.decision.tensor());
     const int64_t t = s.num_updates + 1;  // if it is applied; else the device does not look at it
     const RandomKey rounding{s.config.seed, kRoundingStream + static_cast<uint64_t>(t)};
-    for (const Stretch& stretch : s.stretches) {
-        if (stretch.matrix) {
-            s.update_muon(stretch, grads, lr, rounding);
-        } else {
-            s.update_adamw(stretch, grads, lr, t, rounding);
-        }
-    }
+    for (const Stretch& stretch : s.updates.stretches) s.update_adamw(stretch, grads, lr, t, rounding);
+    for (const MuonMatrices& matrices : s.updates.matrices) s.update_muon(matrices, grads, lr, rounding);
     s.queued = true;
 }
 

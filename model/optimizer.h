@@ -53,7 +53,7 @@ public:
     Optimizer(const ParamTable& table, const OptimizerConfig& config, Tensor params, MatmulMath math);
     ~Optimizer();
     static void plan(MemoryPlan& plan, const ParamTable& table, const OptimizerConfig& config, DType dtype,
-                     Device device = Device::cpu);
+                     MatmulMath math, Device device = Device::cpu);
 
     Tensor master() const;   // f32 arena: the parameters themselves in f32 training
     Tensor moment1() const;  // m, and Muon's momentum

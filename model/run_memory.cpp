@@ -29,7 +29,7 @@ MemoryPlan plan_run(const ModelConfig& config, const RunNeeds& needs) {
     MemoryPlan plan;
     if (on_host) plan.add("program and libraries", needs.process_bytes);
     Transformer::plan(plan, config, needs.shape);
-    Optimizer::plan(plan, table, needs.optimizer, needs.shape.dtype, needs.shape.device);
+    Optimizer::plan(plan, table, needs.optimizer, needs.shape.dtype, needs.shape.math, needs.shape.device);
     if (needs.sample_tokens > 0)
         plan.add("sampling", Decoder::memory_bytes(config, needs.shape.dtype, needs.sample_tokens));
     if (!on_host) {  // of the device's memory

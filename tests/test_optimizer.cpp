@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -16,12 +17,12 @@
 namespace {
 
 struct TinyModel {
-    ModelConfig config = config_preset("tiny-llama");
+    ModelConfig config;
     ParamTable table{config};
     std::vector<float> params = std::vector<float>(static_cast<size_t>(table.arena_size()));
     std::vector<float> grads = params;
 
-    TinyModel() {
+    explicit TinyModel(const char* preset = "tiny-llama") : config(config_preset(preset)) {
         init_params(table, arena(), 7);
         for (const ParamInfo& row : table.rows()) {
             for (int64_t i = 0; i < row.size(); ++i) {
@@ -99,6 +100,30 @@ TEST(Optimizer, MuonTakesHiddenMatricesOnly) {
         matrices += row.muon;
     }
     EXPECT_EQ(matrices, 7 * by_muon.config.num_layers);  // q k v o gate up down
+}
+
+// GPT-2's q, k and v are one tensor and three matrices.
+TEST(Optimizer, MuonTakesEachBlockOfAFusedMatrix) {
+    TinyModel before("tiny-gpt2"), plain("tiny-gpt2"), other_k("tiny-gpt2");
+    for (const ParamInfo& row : plain.table.rows()) {
+        if (row.muon_blocks != 3) continue;
+        const auto k = other_k.grads.begin() + row.offset + row.size() / 3;
+        std::reverse(k, k + row.size() / 3);
+    }
+    for (TinyModel* s : {&plain, &other_k}) {
+        Optimizer optimizer(s->table, {.muon = true, .grad_clip = 0}, s->arena(), MatmulMath::f32);
+        optimizer.step(s->grad_arena(), 1e-2, 1.0);
+    }
+    for (const ParamInfo& row : plain.table.rows()) {
+        if (row.muon_blocks != 3) continue;
+        for (int64_t block = 0; block < 3; ++block) {
+            const int64_t size = row.size() / 3, begin = row.offset + block * size;
+            const auto now = plain.params.begin() + begin;
+            EXPECT_FALSE(std::equal(now, now + size, before.params.begin() + begin)) << row.hf_name << block;
+            EXPECT_EQ(std::equal(now, now + size, other_k.params.begin() + begin), block != 1)
+                << row.hf_name << block;
+        }
+    }
 }
 
 class Guard : public testing::TestWithParam<const char*> {};

@@ -106,7 +106,9 @@ TEST(StepGuard, UpdatesObeyIt) {
     const auto run = [&](Device device, bool muon, Update update) {
         Guarded<float> w(master), m(Values(kCount, 0.5)), v(Values(kCount, 0.25)), g(grad);
         Guarded<bf16> param(master);
-        Guarded<uint8_t> scratch(muon_scratch_bytes(kRows, kCols)), decision(kDecisionBytes);
+        const MuonMatrices matrices{.rows = kRows, .cols = kCols, .offsets = {0}};
+        Guarded<uint8_t> scratch(muon_scratch_bytes(matrices, MatmulMath::f32, device)),
+            decision(kDecisionBytes);
         const StepDecision decided{
             .loss = 1,
             .grad_norm = 1,
@@ -124,8 +126,8 @@ TEST(StepGuard, UpdatesObeyIt) {
                                 .rounding = {3, 4},
                                 .first_index = 21,
                                 .decision = given};
-            muon_step(on(param.tensor(kRows, kCols)), on(w.tensor(kRows, kCols)), on(m.tensor(kRows, kCols)),
-                      on(g.tensor(kRows, kCols)), step, MatmulMath::f32, on(scratch.tensor()));
+            muon_step(on(param.tensor()), on(w.tensor()), on(m.tensor()), on(g.tensor()), matrices, step,
+                      MatmulMath::f32, on(scratch.tensor()));
         } else {
             const AdamWStep step{.lr = 1e-2f,
                                  .beta1 = 0.9f,
