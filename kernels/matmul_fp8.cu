@@ -17,6 +17,7 @@ namespace {
 
 template <class A>
 struct MmaFp8 {
+    static constexpr bool kBatches = false;
     __device__ static void add_product(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
         mma_fp8<A>(c, a, b);
     }

@@ -9,6 +9,7 @@ namespace GPU_NAMESPACE {
 namespace {
 
 struct MmaBf16 {
+    static constexpr bool kBatches = true;
     __device__ static void add_product(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
         mma_bf16(c, a, b);
     }

@@ -1,6 +1,7 @@
 // The matrix product on tensor cores by mma.sync, for bf16 (matmul_mma.cu) and FP8 (matmul_fp8.cu): tiles in
 // stages of shared memory, a warp's sums in registers. Mma is the instruction: with FP8 numbers an "element"
 // is a pair of them, which takes the place of one bf16 in memory and in every fragment (kernels/mma.h).
+// kBatches: it is asked for batches, which cost registers.
 #pragma once
 #include "kernels/gpu.h"
 #include "kernels/matmul_gpu.h"
@@ -67,10 +68,12 @@ __device__ void multiply_stage(WarpSums<Tile>& sums, const bf16* a, const bf16* 
 
 // Fragments hold two neighbours of a row, memory wants many: each warp passes its sums through a part of
 // shared memory of its own. Where a chunk of a row lies there: permuted, so that pairs of a fragment fall
-// into different banks, and what eight columns have in four groups of eight rows does, too.
-template <class Tile>
+// into different banks, and where the result is mirrored what eight columns have in four groups of eight rows
+// does, too.
+template <class Tile, bool kSymmetric>
 __device__ int place_of_sums(int row, int chunk) {
-    return row * Tile::kWarpColumns + (chunk ^ (row ^ row / kChunk) % 4) * kChunk;
+    const int order = kSymmetric ? row ^ row / kChunk : row;
+    return row * Tile::kWarpColumns + (chunk ^ order % 4) * kChunk;
 }
 // Rows (or columns) at a time, so that what they are added to arrives together.
 template <class Tile>
@@ -92,7 +95,7 @@ __device__ void mirror_warp(const Output& output, const float* shared, int row, 
             for (int i = 0; i < kBatch; ++i) {
                 UNROLL
                 for (int k = 0; k < kChunk; ++k)
-                    x[i][k] = shared[place_of_sums<Tile>(first + k, chunk + i) + in_chunk];
+                    x[i][k] = shared[place_of_sums<Tile, true>(first + k, chunk + i) + in_chunk];
                 const int mirrored = column + (chunk + i) * kChunk;
                 rows[i] = mirrored < row + first ? mirrored + in_chunk : output.rows;
             }
@@ -111,8 +114,8 @@ __device__ void store_warp(const Output& output, const WarpSums<Tile>& sums, flo
         UNROLL
         for (int n = 0; n < WarpSums<Tile>::kAcross; ++n) {
             const int r = m * kFragment + group;
-            float* const upper = shared + place_of_sums<Tile>(r, n) + 2 * pair;
-            float* const lower = shared + place_of_sums<Tile>(r + 8, n) + 2 * pair;
+            float* const upper = shared + place_of_sums<Tile, kSymmetric>(r, n) + 2 * pair;
+            float* const lower = shared + place_of_sums<Tile, kSymmetric>(r + 8, n) + 2 * pair;
             *reinterpret_cast<float2*>(upper) = make_float2(sums.c[m][n][0], sums.c[m][n][1]);
             *reinterpret_cast<float2*>(lower) = make_float2(sums.c[m][n][2], sums.c[m][n][3]);
         }
@@ -128,7 +131,7 @@ __device__ void store_warp(const Output& output, const WarpSums<Tile>& sums, flo
         UNROLL
         for (int i = 0; i < kBatch; ++i) {
             const int r = first + i * kRowStep;
-            const float* const at = shared + place_of_sums<Tile>(r, chunk);
+            const float* const at = shared + place_of_sums<Tile, kSymmetric>(r, chunk);
             const Pack<float> low = load128(at), high = load128(at + 4);
             UNROLL
             for (int k = 0; k < 4; ++k) x[i][k] = low[k], x[i][k + 4] = high[k];
@@ -140,7 +143,7 @@ __device__ void store_warp(const Output& output, const WarpSums<Tile>& sums, flo
                     UNROLL
                     for (int k = 0; k < kChunk; ++k) {
                         if (k > in_block) {
-                            x[i][k] = shared[place_of_sums<Tile>(r - in_block + k, chunk) + in_block];
+                            x[i][k] = shared[place_of_sums<Tile, true>(r - in_block + k, chunk) + in_block];
                         }
                     }
                 }
@@ -157,7 +160,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     tensor_core_product_kernel(Operand a, Operand b, Output output, int inner, int inner_per_split) {
     wait_for_previous();
     DYN_SHARED(bf16, shared);
-    enter_batch(a, b, output, blockIdx.z);
+    if constexpr (Mma::kBatches) enter_batch(a, b, output, blockIdx.z);
     using SharedA = SharedTile<Tile::kRows, kInner, kRowsA>;
     using SharedB = SharedTile<Tile::kColumns, kInner, kRowsB>;
     const auto tile_a = [&](int step) { return shared + step % Tile::kStages * Tile::kStageElements; };
