@@ -192,8 +192,10 @@ void add_muon(Rows& rows, const ModelConfig& c) {
     const MatmulMath math = rows.math();
     const int64_t small = std::min(r, channels), large = std::max(r, channels);
     const int64_t layers = c.num_layers;
-    // Five times X X^T, A^2 (symmetric) and B X.
-    const double flops = 5 * (3 * product({small, small, large}) + product({small, small, small}));
+    // Five times X X^T, A^2 (of which tensor cores compute half) and B X.
+    const double halves = math == MatmulMath::bf16 ? 1 : 2;
+    const double flops =
+        5 * ((2 + halves) * product({small, small, large}) + halves * product({small, small, small}));
     rows.add("muon", "step", {{"L", layers}, {"R", r}, {"C", channels}}, 22 * product({layers, r, channels}),
              static_cast<double>(layers) * flops, [=](GpuTensors& t) -> Run {
                  MuonMatrices matrices{.rows = r, .cols = channels, .offsets = {}};

@@ -44,20 +44,13 @@ struct FloatTile {
     }
 };
 
-template <class T>
-__device__ void swap_values(T& a, T& b) {
-    const T kept = a;
-    a = b;
-    b = kept;
-}
-
 __device__ inline void load_eight(float (&x)[kChunk], const float* shared) {
     const Pack<float> low = load128(shared), high = load128(shared + 4);
     UNROLL
     for (int i = 0; i < 4; ++i) x[i] = low[i], x[i + 4] = high[i];
 }
 
-template <int kSize, bool kRowsA, bool kRowsB, bool kSymmetric>
+template <int kSize, bool kRowsA, bool kRowsB>
 __global__ void __launch_bounds__(kSize* kSize / (kChunk * kChunk), kSize == 128 ? 2 : 6)
     product_f32_kernel(Operand a, Operand b, Output output, int inner, int inner_per_split) {
     constexpr int kThreads = kSize * kSize / (kChunk * kChunk), kWarpsAcross = kSize / kWarpColumns;
@@ -68,8 +61,7 @@ __global__ void __launch_bounds__(kSize* kSize / (kChunk * kChunk), kSize == 128
     SHARED(float, tile_b, [2][kInner][TileB::kLine]);
     enter_batch(a, b, output, blockIdx.z);
 
-    const TilePlace tile = kSymmetric ? place_below_diagonal(kSize, blockIdx.x)
-                                      : place_of_tile(output, kSize, kSize, blockIdx.x);
+    const TilePlace tile = place_of_tile(output, kSize, kSize, blockIdx.x);
     const int inner_begin = static_cast<int>(blockIdx.y) * inner_per_split;
     const int inner_end = inner - inner_begin < inner_per_split ? inner : inner_begin + inner_per_split;
     const int steps = (inner_end - inner_begin + kInner - 1) / kInner;
@@ -116,41 +108,21 @@ __global__ void __launch_bounds__(kSize* kSize / (kChunk * kChunk), kSize == 128
             static_cast<float*>(part.out.data) + int64_t{blockIdx.y} * output.rows * part.out.stride;
     }
     LargestMagnitude largest(output.absmax);
-    int at_row = tile.row + row, at_column = tile.column + column;
-    const auto store_block = [&] {
+    UNROLL
+    for (int m = 0; m < kChunk; ++m) {
+        float chunk[1][kChunk];
         UNROLL
-        for (int m = 0; m < kChunk; ++m) {
-            float chunk[1][kChunk];
-            UNROLL
-            for (int n = 0; n < kChunk; ++n) chunk[0][n] = sums[m][n];
-            store_sums(part, {at_row + m}, at_column, chunk, largest);
-        }
-    };
-    if constexpr (kSymmetric) {
-        // What lies above the diagonal is not stored, what lies below a second time, transposed.
-        const int times = at_row < at_column ? 0 : at_row == at_column ? 1 : 2;
-        for (int time = 0; time < times; ++time) {
-            if (time > 0) swap_values(at_row, at_column);
-            UNROLL
-            for (int m = 0; m < kChunk; ++m) {
-                UNROLL
-                for (int n = 0; n < m; ++n) {
-                    if (time > 0) swap_values(sums[m][n], sums[n][m]);
-                    if (times == 1) sums[n][m] = sums[m][n];
-                }
-            }
-            store_block();
-        }
-    } else {
-        store_block();
+        for (int n = 0; n < kChunk; ++n) chunk[0][n] = sums[m][n];
+        store_sums(part, {tile.row + row + m}, tile.column + column, chunk, largest);
     }
     largest.raise_by_warp();
 }
 
-template <int kSize, bool kRowsA, bool kRowsB, bool kSymmetric = false>
+template <int kSize, bool kRowsA, bool kRowsB>
 void launch_product(const Product& product, int splits, int inner_per_split, Stream stream) {
-    launch(product_f32_kernel<kSize, kRowsA, kRowsB, kSymmetric>,
-           dim3(static_cast<unsigned>(num_tiles(product.output, kSize, kSize)), static_cast<unsigned>(splits),
+    const int64_t tiles = ceil_div(product.output.rows, kSize) * ceil_div(product.output.columns, kSize);
+    launch(product_f32_kernel<kSize, kRowsA, kRowsB>,
+           dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits),
                 static_cast<unsigned>(product.batch)),
            kSize * kSize / (kChunk * kChunk), 0, stream, product.a, product.b, product.output, product.inner,
            inner_per_split);
@@ -159,12 +131,6 @@ void launch_product(const Product& product, int splits, int inner_per_split, Str
 template <int kSize>
 void launch_layout(const Product& product, int splits, int inner_per_split, Stream stream) {
     const bool rows_a = product.a.by_row, rows_b = product.b.by_row;
-    if (product.output.symmetric) {
-        CHECK(rows_a == rows_b, "a matrix by itself");
-        const auto launch =
-            rows_a ? launch_product<kSize, true, true, true> : launch_product<kSize, false, false, true>;
-        return launch(product, splits, inner_per_split, stream);
-    }
     CHECK(rows_a || !rows_b, "no op multiplies columns by rows");
     const auto launch =
         rows_a ? (rows_b ? launch_product<kSize, true, true> : launch_product<kSize, true, false>)

@@ -53,8 +53,9 @@ struct Output {
     uint32_t* absmax = nullptr;
     int rows = 0, columns = 0;
     bool packed = false;  // all of the matrices are, for the kernel
-    // The result is a symmetric matrix, and so is the addend (there is nothing else then): it is computed on
-    // and below the diagonal, and what lies above is a copy.
+    // The result is a symmetric matrix, and so is the addend (there is nothing else then): tensor cores
+    // compute what lies on and below the diagonal, and what lies above is a copy. In f32 both sides are
+    // computed, with the same bits.
     bool symmetric = false;
 };
 

@@ -18,16 +18,19 @@ struct MmaBf16 {
 template <class Tile, bool kCopied>
 void launch_layout(const Product& product, int splits, int inner_per_split, Stream stream) {
     const bool rows_a = product.a.by_row, rows_b = product.b.by_row;
-    if (product.output.symmetric) {
-        CHECK(rows_a == rows_b, "a matrix by itself");
-        const auto launch = rows_a ? launch_product<MmaBf16, Tile, true, true, kCopied, true>
-                                   : launch_product<MmaBf16, Tile, false, false, kCopied, true>;
-        return launch(product, splits, inner_per_split, stream);
-    }
     const auto launch = rows_a ? (rows_b ? launch_product<MmaBf16, Tile, true, true, kCopied>
                                          : launch_product<MmaBf16, Tile, true, false, kCopied>)
                                : launch_product<MmaBf16, Tile, false, false, kCopied>;
     CHECK(rows_a || !rows_b, "no op multiplies columns by rows");
+    launch(product, splits, inner_per_split, stream);
+}
+
+template <class Tile, bool kCopied>
+void launch_symmetric(const Product& product, int splits, int inner_per_split, Stream stream) {
+    const bool by_row = product.a.by_row;
+    CHECK(product.b.by_row == by_row, "a matrix by itself");
+    const auto launch = by_row ? launch_product<MmaBf16, Tile, true, true, kCopied, true>
+                               : launch_product<MmaBf16, Tile, false, false, kCopied, true>;
     launch(product, splits, inner_per_split, stream);
 }
 
@@ -44,6 +47,12 @@ void multiply_bf16(const Product& product, MatmulTile tile, int splits, int inne
     const bool copied = can_copy(product.a, product.a.by_row ? product.inner : output.rows) &&
                         can_copy(product.b, product.b.by_row ? product.inner : output.columns);
     const bool large = tile == MatmulTile::large;
+    if (output.symmetric) {  // staged, Muon's are small
+        const auto launch =
+            copied ? (large ? launch_symmetric<CopiedLarge, true> : launch_symmetric<CopiedSmall, true>)
+                   : launch_symmetric<StagedSmall, false>;
+        return launch(product, splits, inner_per_split, stream);
+    }
     const auto launch = copied
                             ? (large ? launch_layout<CopiedLarge, true> : launch_layout<CopiedSmall, true>)
                             : (large ? launch_layout<StagedLarge, false> : launch_layout<StagedSmall, false>);

@@ -1,11 +1,11 @@
 // Muon on the GPU. Nearly all of the time goes into the fifteen products of the Newton-Schulz iteration: five
 // of 2 R^2 C FLOPs for R <= C, and ten, symmetric, of half of what they would be: in all 15 R^2 C + 5 R^3, or
-// 20 R a parameter of a square matrix (as general products, 30). Around them, element-wise kernels move 34
-// bytes an element (38 where X is f32), bound by memory. Not measured yet on a GPU.
-// One matrix fills a GPU badly: all of one shape go through together, muon_batch() of them at a time. Tall
-// ones are multiplied as they lie, X^T X for X X^T and X B for B X. The norm never leaves the device. A step
-// that is refused (kernels/step_guard.h) changes nothing, but its products run all the same, on what the
-// scratch memory holds.
+// 20 R a parameter of a square matrix (in f32, where both halves are computed, 30). Around them, element-wise
+// kernels move 34 bytes an element (38 where X is f32), bound by memory. Not measured yet on a GPU. One
+// matrix fills a GPU badly: all of one shape go through together, muon_batch() of them at a time. Tall ones
+// are multiplied as they lie, X^T X for X X^T and X B for B X. The norm never leaves the device. A step that
+// is refused (kernels/step_guard.h) changes nothing, but its products run all the same, on what the scratch
+// memory holds.
 #include "kernels/muon.h"
 
 #include <algorithm>
