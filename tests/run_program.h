@@ -19,9 +19,16 @@
 
 #include "core/io.h"
 
+// Sanitizers make a program several times slower.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr double kTimeFactor = 5;
+#else
+constexpr double kTimeFactor = 1;
+#endif
+
 struct RunOptions {
     std::string input = {};                  // standard input
-    double limit_s = 60;                     // SIGKILL after this: a hang is a failure, not a wait
+    double limit_s = 60 * kTimeFactor;       // SIGKILL after this: a hang is a failure, not a wait
     int signal = 0;                          // sent once, as soon as `signal_when` says so
     std::function<bool()> signal_when = {};  // asked every millisecond
     int64_t max_file_bytes = 0;              // RLIMIT_FSIZE; 0: none
@@ -62,6 +69,7 @@ inline Outcome run_program(const std::string& name, const std::vector<std::strin
     if (!mkdtemp(scratch.data())) ADD_FAILURE() << "no temporary directory";
     const std::string in = scratch + "/in", out = scratch + "/out", err = scratch + "/err";
     write_file_atomic(in, options.input);
+    for (const std::string& empty : {out, err}) write_file_atomic(empty, "");  // it may die before it opens them
 
     const std::string program = program_path(name);
     std::vector<char*> argv = {const_cast<char*>(program.c_str())};
