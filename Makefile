@@ -191,9 +191,10 @@ test:  ## everything that can be tested here; T=name for one
 DEVICE_TESTS := $(patsubst tests/%.cpp,%,$(shell grep -l 'gpus()' tests/test_*.cpp))
 # MemorySanitizer: what the C++ library has set seems unset to it, as it is not instrumented. So its templates are compiled
 # anew, what operator new returns is taken for set, and checkpoints (JSON in its trees) are left out.
-test-full:  ## test, then under ASan and UBSan; the kernels also under TSan and MSan; planted bugs under ASan, TSan and MSan
+test-full:  ## test, 200 kills of runs, then all under ASan and UBSan; the kernels also under TSan and MSan; planted bugs under ASan, TSan and MSan
 	@scripts/deps.sh test-full
 	@$(MAKE) test
+	@INGOT_KILLS=200 $(BUILD)/tests/test_train_crash
 	@$(MAKE) test NVCC= BUILD=build/asan CXX="$(CXX) -fsanitize=address,undefined" \
 		CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 	@setarch -R $(MAKE) test NVCC= BUILD=build/tsan CXX="$(CXX) -fsanitize=thread" CXXFLAGS="-O1 -g -fsanitize=thread" \

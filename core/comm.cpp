@@ -5,7 +5,7 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <sstream>
 
 #include "core/error.h"
 
@@ -18,6 +18,62 @@ void check_split(const char* collective, const Tensor& full, const Split& split,
           cat({collective, ": ", shape_text(full), ", split of ", split.size, " for ", split.num_ranks,
                " of ", num_ranks, " ranks"}));
 }
+void check_exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays, const Split& split,
+                    int rank, int num_ranks) {
+    CHECK(static_cast<int>(num_arrays.size()) == num_ranks &&
+              static_cast<int>(arrays.size()) == num_arrays[static_cast<size_t>(rank)],
+          cat({arrays.size(), " arrays of rank ", rank, " of ", num_ranks}));
+    for (const Tensor& array : arrays) {
+        check_split("exchange", array, split, num_ranks);
+        CHECK(array.dtype == DType::f32, shape_text(array));
+    }
+}
+
+int Comm::ranks_here() const {
+    int count = 0;
+    for (int r = 0; r < size(); ++r) count += host(r) == host(rank());
+    return count;
+}
+
+void Comm::reduce_scatter_sum(Tensor full, const Split& split) {
+    const std::vector<int> one_each(static_cast<size_t>(size()), 1);
+    exchange({&full, 1}, one_each, split, [&](int64_t begin, int64_t count, std::span<float* const> pieces) {
+        float* const sum = pieces[0];
+        for (const float* piece : pieces.subspan(1))
+            for (int64_t i = 0; i < count; ++i) sum[i] += piece[i];
+        std::copy_n(sum, count, full.as<float>() + begin);
+    });
+}
+
+std::string broadcast_text(Comm& comm, const std::string& text, int root) {
+    int32_t length = static_cast<int32_t>(text.size());
+    comm.broadcast(tensor_of(&length, 1), root);
+    std::string result = text;
+    result.resize(static_cast<size_t>(length));
+    if (length > 0) comm.broadcast(tensor_of(reinterpret_cast<uint8_t*>(result.data()), length), root);
+    return result;
+}
+
+void require_same(Comm& comm, const std::string& what, const std::string& value, const std::string& hint) {
+    const std::string expected = broadcast_text(comm, value, 0);
+    std::vector<double> differs(static_cast<size_t>(comm.size()));
+    differs[static_cast<size_t>(comm.rank())] = value != expected;
+    comm.all_reduce_sum(tensor_of(differs.data(), comm.size()));
+    const auto first = std::find(differs.begin(), differs.end(), 1.0);
+    if (first == differs.end()) return;
+    const int rank = static_cast<int>(first - differs.begin());
+    std::istringstream ours(expected), theirs(broadcast_text(comm, value, rank));
+    std::string our_line, their_line;
+    while (our_line == their_line) {
+        if (!std::getline(ours, our_line)) our_line = "(nothing)";
+        if (!std::getline(theirs, their_line)) their_line = "(nothing)";
+    }
+    fail_input({.what = cat({what, " differs between ranks"}),
+                .where = cat({"rank ", rank, " on ", comm.host(rank)}),
+                .expected = cat({our_line, " as rank 0 on ", comm.host(0)}),
+                .actual = their_line,
+                .hint = hint});
+}
 
 namespace {
 
@@ -27,20 +83,19 @@ public:
     int size() const override { return 1; }
     void barrier() override {}
     void all_reduce_sum(Tensor t) override { check_sum("all_reduce_sum", t); }
-    void reduce_scatter_sum(Tensor full, const Split& split) override {
-        check_split("reduce_scatter_sum", full, split, 1);
-        CHECK(full.dtype == DType::f32, shape_text(full));
-    }
     void all_gather(Tensor full, const Split& split) override { check_split("all_gather", full, split, 1); }
-    void exchange(Tensor pieces, Tensor full, const Split& split) override {
-        check_split("exchange", full, split, 1);
-        CHECK(pieces.size() == full.size() && pieces.dtype == full.dtype, shape_text(pieces));
-        if (full.size() > 0) std::memcpy(pieces.data, full.data, static_cast<size_t>(full.bytes()));
+    void exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays, const Split& split,
+                  const Take& take) override {
+        check_exchange(arrays, num_arrays, split, 0, 1);
+        std::vector<float*> pieces;
+        for (const Tensor& array : arrays) pieces.push_back(array.as<float>());
+        if (split.size > 0) take(0, split.size, pieces);
     }
     void broadcast(Tensor, int root) override { CHECK(root == 0, cat({"broadcast: root=", root})); }
     int64_t bytes_sent() const override { return 0; }
-    void abort_all(const std::string& message, int exit_code) override {
-        std::fprintf(stderr, "error: %s\n", message.c_str());
+    std::string host(int) const override { return "this machine"; }
+    void abort_all(const std::string& line, int exit_code) override {
+        std::fprintf(stderr, "%s\n", line.c_str());
         std::fflush(nullptr);
         _exit(exit_code);  // no destructors: other threads may still be at work
     }
@@ -81,4 +136,27 @@ std::unique_ptr<Comm> make_comm() {
                 .actual = cat({ranks, " ranks"}),
                 .hint = "install libopenmpi-dev or libmpich-dev and run make"});
 #endif
+}
+
+namespace {
+int (*body_of_ranks)(Comm&, int, char**);
+
+int body_of_rank(int argc, char** argv) {
+    const std::unique_ptr<Comm> comm = make_comm();
+    try {
+        const int exit_code = body_of_ranks(*comm, argc, argv);
+        flush_stdout();
+        return exit_code;
+    } catch (...) {
+        if (comm->size() == 1) throw;
+        const Failure failure = failure_of(std::current_exception());
+        comm->abort_all(failure.line, failure.exit_code);
+        return failure.exit_code;
+    }
+}
+}  // namespace
+
+int run_main_of_ranks(int argc, char** argv, int (*body)(Comm& comm, int argc, char** argv)) {
+    body_of_ranks = body;
+    return run_main(argc, argv, body_of_rank);
 }

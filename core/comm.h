@@ -5,8 +5,11 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "core/tensor.h"
 
@@ -32,24 +35,42 @@ public:
     virtual void barrier() = 0;
     // t of any rank's: f32 or f64, in place.
     virtual void all_reduce_sum(Tensor t) = 0;
+    // Everybody's arrays [split.size] f32, rank r's num_arrays[r] of them, meet where they are owned: take()
+    // is called for one chunk of this rank's range after another, with `count` elements from `begin` on of
+    // every array, in the order of ranks. It may overwrite the pieces; this rank's own are the arrays
+    // themselves.
+    using Take = std::function<void(int64_t begin, int64_t count, std::span<float* const> pieces)>;
+    virtual void exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays, const Split& split,
+                          const Take& take) = 0;
     // full [split.size] f32: this rank's range becomes the sum of everybody's; the rest stays as it was.
-    virtual void reduce_scatter_sum(Tensor full, const Split& split) = 0;
+    void reduce_scatter_sum(Tensor full, const Split& split);
     // full [split.size] of any type: everybody's own range reaches everybody.
     virtual void all_gather(Tensor full, const Split& split) = 0;
-    // pieces [size(), split.count(rank())] from full [split.size], same type: row s is rank s's part of the
-    // range that is this rank's.
-    virtual void exchange(Tensor pieces, Tensor full, const Split& split) = 0;
     virtual void broadcast(Tensor t, int root) = 0;
     // Bytes that this rank has sent to others by all of these so far.
     virtual int64_t bytes_sent() const = 0;
-    // Ends the job on all ranks, with one line however many of them call.
-    [[noreturn]] virtual void abort_all(const std::string& message, int exit_code) = 0;
+    virtual std::string host(int rank) const = 0;
+    int ranks_here() const;  // on this rank's host, itself included
+    // Ends the job on all ranks, with one line however many of them call; which rank it is from is added
+    // where that is not rank 0.
+    [[noreturn]] virtual void abort_all(const std::string& line, int exit_code) = 0;
 };
 std::unique_ptr<Comm> make_self_comm();
+
+// The root's text, on every rank.
+std::string broadcast_text(Comm& comm, const std::string& text, int root);
+// InputError on every rank when `value` is not the same on all: names `what`, the first rank that differs
+// from rank 0, and the first line that does.
+void require_same(Comm& comm, const std::string& what, const std::string& value, const std::string& hint);
 // The job's. InputError when a launcher has started several ranks and each would train alone: this build has
 // no MPI, or one that the launcher does not know. Once per process.
 std::unique_ptr<Comm> make_comm();
 
+// run_main() of a program of ranks: what one of them fails with ends all.
+int run_main_of_ranks(int argc, char** argv, int (*body)(Comm& comm, int argc, char** argv));
+
 // Both backends'; they throw InternalError.
 void check_sum(const char* collective, const Tensor& t);  // f32 or f64
 void check_split(const char* collective, const Tensor& full, const Split& split, int num_ranks);
+void check_exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays, const Split& split,
+                    int rank, int num_ranks);

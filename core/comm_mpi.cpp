@@ -41,6 +41,7 @@ public:
         REQUIRE(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
         REQUIRE(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
         REQUIRE(MPI_Comm_size(MPI_COMM_WORLD, &size_));
+        collect_hosts();
     }
     ~MpiComm() override { MPI_Finalize(); }
 
@@ -64,28 +65,43 @@ public:
         }
     }
 
-    void reduce_scatter_sum(Tensor full, const Split& split) override {
-        check_split("reduce_scatter_sum", full, split, size_);
-        CHECK(full.dtype == DType::f32, shape_text(full));
+    void exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays, const Split& split,
+                  const Take& take) override {
+        check_exchange(arrays, num_arrays, split, rank_, size_);
         // In parts, so that what is received from all ranks stays small.
-        int64_t longest = 0;
-        for (int r = 0; r < size_; ++r) longest = std::max(longest, split.count(r));
+        int64_t longest = 0, num_pieces = 0;
+        std::vector<int64_t> first_piece;  // of each rank
+        for (int r = 0; r < size_; ++r) {
+            longest = std::max(longest, split.count(r));
+            first_piece.push_back(num_pieces);
+            num_pieces += num_arrays[static_cast<size_t>(r)];
+        }
         constexpr int64_t kPart = kStagingBytes / static_cast<int64_t>(sizeof(float));
-        staging_.resize(static_cast<size_t>(std::min(longest, kPart) * size_));
+        staging_.resize(static_cast<size_t>(std::min(longest, kPart) * num_pieces));
         const auto length = [&](int rank, int64_t part) {
             return std::clamp<int64_t>(split.count(rank) - part, 0, kPart);
         };
+        std::vector<float*> pieces(static_cast<size_t>(num_pieces));
         for (int64_t part = 0; part < longest; part += kPart) {
             const int64_t mine = length(rank_, part);
-            const auto received = [&](int from) { return staging_.data() + from * mine; };
+            for (int64_t p = 0; p < num_pieces; ++p)
+                pieces[static_cast<size_t>(p)] = staging_.data() + p * mine;
+            const auto piece = [&](int rank, int64_t array) -> float*& {
+                return pieces[static_cast<size_t>(first_piece[static_cast<size_t>(rank)] + array)];
+            };
             for_each_round([&](int to, int from) {
-                swap(full.as<float>() + split.begin(to) + part, length(to, part) * int64_t{sizeof(float)}, to,
-                     received(from), mine * int64_t{sizeof(float)}, from);
+                Messages messages;
+                for (int64_t k = 0; k < num_arrays[static_cast<size_t>(from)]; ++k)
+                    receive(messages, piece(from, k), mine * int64_t{sizeof(float)}, from);
+                for (const Tensor& array : arrays)
+                    send(messages, array.as<float>() + split.begin(to) + part,
+                         length(to, part) * int64_t{sizeof(float)}, to);
+                wait_for(messages);
             });
-            float* const own = full.as<float>() + split.begin(rank_) + part;
-            std::copy_n(own, mine, received(rank_));
-            std::copy_n(received(0), mine, own);
-            for (int r = 1; r < size_; ++r) add(own, received(r), mine);
+            const int64_t begin = split.begin(rank_) + part;
+            for (size_t k = 0; k < arrays.size(); ++k)
+                piece(rank_, static_cast<int64_t>(k)) = arrays[k].as<float>() + begin;
+            if (mine > 0) take(begin, mine, pieces);
         }
     }
 
@@ -97,18 +113,6 @@ public:
         });
     }
 
-    void exchange(Tensor pieces, Tensor full, const Split& split) override {
-        check_split("exchange", full, split, size_);
-        const int64_t mine = split.count(rank_);
-        CHECK(pieces.on_host() && pieces.size() == size_ * mine && pieces.dtype == full.dtype,
-              shape_text(pieces));
-        for_each_round([&](int to, int from) {
-            swap(at(full, split.begin(to)), split.count(to) * dtype_bytes(full.dtype), to,
-                 at(pieces, from * mine), mine * dtype_bytes(full.dtype), from);
-        });
-        std::copy_n(at(full, split.begin(rank_)), mine * dtype_bytes(full.dtype), at(pieces, rank_ * mine));
-    }
-
     void broadcast(Tensor t, int root) override {
         CHECK(t.on_host() && root >= 0 && root < size_, cat({shape_text(t), " root=", root}));
         for_each_message(t.bytes(), [&](int64_t begin, int count) {
@@ -118,11 +122,13 @@ public:
     }
 
     int64_t bytes_sent() const override { return bytes_sent_; }
+    std::string host(int rank) const override { return hosts_.at(static_cast<size_t>(rank)); }
 
-    void abort_all(const std::string& message, int exit_code) override {
+    void abort_all(const std::string& line, int exit_code) override {
         // All ranks see most mistakes at once. One line is enough: the others would be late with theirs.
         if (rank_ != 0) usleep(2'000'000);
-        std::fprintf(stderr, "error: %s\n", message.c_str());
+        const std::string from = rank_ == 0 ? "" : cat({"  (rank ", rank_, " on ", host(rank_), ")"});
+        std::fprintf(stderr, "%s%s\n", line.c_str(), from.c_str());
         std::fflush(nullptr);
         MPI_Abort(MPI_COMM_WORLD, exit_code);
         _exit(exit_code);
@@ -143,23 +149,44 @@ private:
         for (int64_t begin = 0; begin < bytes; begin += kMessageBytes)
             message(begin, static_cast<int>(std::min(bytes - begin, kMessageBytes)));
     }
-    void swap(const void* out, int64_t out_bytes, int to, void* in, int64_t in_bytes, int from) {
-        std::vector<MPI_Request> requests;
-        for_each_message(in_bytes, [&](int64_t begin, int count) {
+    using Messages = std::vector<MPI_Request>;
+    static void receive(Messages& messages, void* in, int64_t bytes, int from) {
+        for_each_message(bytes, [&](int64_t begin, int count) {
             REQUIRE(MPI_Irecv(static_cast<uint8_t*>(in) + begin, count, MPI_BYTE, from, 0, MPI_COMM_WORLD,
-                              &requests.emplace_back()));
+                              &messages.emplace_back()));
         });
-        for_each_message(out_bytes, [&](int64_t begin, int count) {
+    }
+    void send(Messages& messages, const void* out, int64_t bytes, int to) {
+        for_each_message(bytes, [&](int64_t begin, int count) {
             REQUIRE(MPI_Isend(static_cast<const uint8_t*>(out) + begin, count, MPI_BYTE, to, 0,
-                              MPI_COMM_WORLD, &requests.emplace_back()));
+                              MPI_COMM_WORLD, &messages.emplace_back()));
         });
-        REQUIRE(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE));
-        bytes_sent_ += out_bytes;
+        bytes_sent_ += bytes;
+    }
+    static void wait_for(Messages& messages) {
+        REQUIRE(MPI_Waitall(static_cast<int>(messages.size()), messages.data(), MPI_STATUSES_IGNORE));
+    }
+    void swap(const void* out, int64_t out_bytes, int to, void* in, int64_t in_bytes, int from) {
+        Messages messages;
+        receive(messages, in, in_bytes, from);
+        send(messages, out, out_bytes, to);
+        wait_for(messages);
+    }
+    void collect_hosts() {
+        char name[MPI_MAX_PROCESSOR_NAME] = {};
+        int length = 0;
+        REQUIRE(MPI_Get_processor_name(name, &length));
+        std::vector<char> all(static_cast<size_t>(size_) * sizeof name);
+        REQUIRE(
+            MPI_Allgather(name, sizeof name, MPI_CHAR, all.data(), sizeof name, MPI_CHAR, MPI_COMM_WORLD));
+        for (int r = 0; r < size_; ++r)
+            hosts_.emplace_back(all.data() + static_cast<size_t>(r) * sizeof name);
     }
 
     int rank_ = 0, size_ = 1;
     int64_t bytes_sent_ = 0;
     std::vector<float> staging_;
+    std::vector<std::string> hosts_;
 };
 
 }  // namespace

@@ -40,17 +40,23 @@ void fail_check(const char* file, int line, const char* expression, const std::s
     throw InternalError(cat({file, ":", line, ": CHECK(", expression, ") failed: ", detail}));
 }
 
-namespace {
-
-// One line whatever the message holds: it may quote a user's text.
-void print_line(const char* kind, std::string message) {
-    for (char& c : message)
+Failure failure_of(const std::exception_ptr& exception) {
+    Failure failure;
+    try {
+        std::rethrow_exception(exception);
+    } catch (const InputError& error) {
+        failure = {cat({"error: ", error.what()}), 2};
+    } catch (const std::bad_alloc&) {
+        failure = {"error: out of memory  hint: use a smaller model, batch or input", 1};
+    } catch (const std::exception& error) {
+        failure = {cat({"internal error: ", error.what()}), 1};
+    } catch (...) {
+        failure = {"internal error: an exception of unknown type", 1};
+    }
+    for (char& c : failure.line)
         if (static_cast<unsigned char>(c) < 0x20) c = ' ';
-    std::fflush(stdout);
-    std::fprintf(stderr, "%s: %s\n", kind, message.c_str());
+    return failure;
 }
-
-}  // namespace
 
 void print_and_flush(const std::string& text) {
     errno = 0;
@@ -63,25 +69,16 @@ void print_and_flush(const std::string& text) {
 }
 void flush_stdout() { print_and_flush(""); }
 
-int run_main(int argc, char** argv, int (*body)(int argc, char** argv), void (*on_failure)()) {
-    int exit_code = 1;
+int run_main(int argc, char** argv, int (*body)(int argc, char** argv)) {
     try {
         std::signal(SIGXFSZ, SIG_IGN);
-        const int body_code = body(argc, argv);
+        const int exit_code = body(argc, argv);
         flush_stdout();
-        return body_code;
-    } catch (const InputError& error) {
-        print_line("error", error.what());
-        exit_code = 2;
-    } catch (const InternalError& error) {
-        print_line("internal error", error.what());
-    } catch (const std::bad_alloc&) {
-        print_line("error", "out of memory  hint: use a smaller model, batch or input");
-    } catch (const std::exception& error) {
-        print_line("internal error", error.what());
+        return exit_code;
     } catch (...) {
-        print_line("internal error", "an exception of unknown type");
+        const Failure failure = failure_of(std::current_exception());
+        std::fflush(stdout);
+        std::fprintf(stderr, "%s\n", failure.line.c_str());
+        return failure.exit_code;
     }
-    if (on_failure != nullptr) on_failure();
-    return exit_code;
 }

@@ -1,6 +1,7 @@
 // Errors come in two kinds. InputError: the user, a file or a flag is wrong; one line on stderr, exit 2.
 // InternalError: this program is wrong; the failed expression with its values, exit 1.
 #pragma once
+#include <exception>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
@@ -52,7 +53,13 @@ struct Complaint {
 void flush_stdout();
 void print_and_flush(const std::string& text);  // to stdout, likewise
 
+// What a program says of the exception that ends it, and its exit code.
+struct Failure {
+    std::string line;  // without the newline; one line whatever the message holds: it may quote a user's text
+    int exit_code = 1;
+};
+Failure failure_of(const std::exception_ptr& exception);
+
 // Runs a program's body and flushes stdout; turns InputError into exit 2 and every other exception into exit
 // 1, one line on stderr each. A file beyond `ulimit -f` is an error like a full disk, not a signal.
-// `on_failure` (may be null) runs before the exit: the trainer takes all ranks down there.
-int run_main(int argc, char** argv, int (*body)(int argc, char** argv), void (*on_failure)() = nullptr);
+int run_main(int argc, char** argv, int (*body)(int argc, char** argv));

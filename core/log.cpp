@@ -180,6 +180,7 @@ struct RunLog::State {
 };
 
 RunLog::RunLog(const std::string& directory) : state_(std::make_unique<State>()) {
+    if (directory.empty()) return;
     make_directories(directory);
     state_->lines_path = directory + "/log.jsonl";
     // A writer that died in the middle of a line must not spoil the next one.
@@ -207,9 +208,14 @@ RunLog::RunLog(const std::string& directory) : state_(std::make_unique<State>())
 
 RunLog::~RunLog() = default;
 
-void RunLog::write(const JsonLine& line) { append_line(state_->lines_path, line.text()); }
+bool RunLog::anywhere() const { return !state_->lines_path.empty(); }
+
+void RunLog::write(const JsonLine& line) {
+    if (anywhere()) append_line(state_->lines_path, line.text());
+}
 
 void RunLog::scalar(std::string_view tag, int64_t step, double value) {
+    if (!anywhere()) return;
     // Event{wall_time = 1, step = 2, summary = 5{value = 1{tag = 1, simple_value = 2}}}
     std::string entry, summary, event;
     put_bytes(entry, 1, tag);

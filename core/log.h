@@ -41,12 +41,14 @@ private:
 };
 std::string json_quote(std::string_view text);  // escapes; invalid UTF-8 becomes U+FFFD
 
+// With "" for a directory nothing is written: on ranks that leave it to rank 0.
 // DIR/log.jsonl (appended) and DIR/events.out.tfevents.* (TFRecord framing with masked CRC-32C, scalar
 // summaries).
 class RunLog {
 public:
     explicit RunLog(const std::string& directory);
     ~RunLog();
+    bool anywhere() const;
     void write(const JsonLine& line);  // flushed at once
     void scalar(std::string_view tag, int64_t step, double value);
 

@@ -11,7 +11,7 @@ volatile std::sig_atomic_t first_signal = 0;
 void on_signal(int signal) {
     if (first_signal == 0) first_signal = signal;
     // Who asks twice does not want to wait for a checkpoint.
-    if (signal != SIGHUP) std::signal(signal, SIG_DFL);
+    if (signal == SIGINT || signal == SIGTERM) std::signal(signal, SIG_DFL);
 }
 
 }  // namespace
@@ -19,7 +19,7 @@ void on_signal(int signal) {
 void ignore_dead_readers() { std::signal(SIGPIPE, SIG_IGN); }
 
 void watch_stop_signals() {
-    for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGUSR1}) {
         struct sigaction now = {};
         sigaction(signal, nullptr, &now);
         if (now.sa_handler == SIG_IGN) continue;

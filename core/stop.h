@@ -1,6 +1,7 @@
-// Asking a long run to stop where it can: SIGINT, SIGTERM and SIGHUP are noted, and the run looks between two
-// pieces of its work. What was ignored at the start (nohup, a background job's SIGINT) stays ignored. A
-// second SIGINT or SIGTERM ends the process at once; a closing terminal may send SIGHUP more than once.
+// Asking a long run to stop where it can: SIGINT, SIGTERM, SIGHUP and SIGUSR1 (what batch systems send ahead
+// of an end, and mpirun passes on to all ranks) are noted, and the run looks between two pieces of its work.
+// What was ignored at the start (nohup, a background job's SIGINT) stays ignored. A second SIGINT or SIGTERM
+// ends the process at once; a closing terminal may send SIGHUP more than once.
 #pragma once
 
 // SIGPIPE: a reader of our messages that died (`2>&1 | tee log` and Ctrl-C) must not take the run with it.

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -219,6 +220,12 @@ int count_hardware_threads() {
 int hardware_threads() {
     static const int cores = count_hardware_threads();
     return cores;
+}
+
+int threads_of_each(int num_processes) {
+    const auto cores =
+        static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));  // of the machine, wherever we may run
+    return std::min(hardware_threads(), std::max(1, cores / num_processes));
 }
 
 int num_threads() { return in_forked_child ? 1 : pool().size(); }

@@ -6,6 +6,8 @@
 #include <utility>
 
 int hardware_threads();  // cores this process may run on (affinity and cgroup respected)
+// For each of so many processes on this machine: its part of the cores, of those that it may run on.
+int threads_of_each(int num_processes);
 int num_threads();
 // 1..256; joins and restarts the pool. Not while parallel_for runs. A child forked after the pool came to be
 // computes serially, whatever is set: threads do not survive a fork.

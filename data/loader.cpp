@@ -37,6 +37,11 @@ struct Loader::State {
     State(const std::string& patterns, const std::string& flag, const LoaderOptions& o)
         : set(patterns, flag, o.vocab_size, o.eot), options(o) {
         CHECK(o.seq_len > 0 && o.micro_batch > 0, cat({"T=", o.seq_len, " B=", o.micro_batch}));
+        if (options.share_end == 0) options.share_end = o.samples_per_step;
+        CHECK(options.share_begin >= 0 && options.share_begin <= options.share_end &&
+                  options.share_end <= o.samples_per_step,
+              cat({"share [", o.share_begin, ", ", o.share_end, ") of ", o.samples_per_step}));
+        next_sample = options.share_begin;
         const bool whole_only = o.order == LoaderOrder::shuffled;
         int64_t windows = 0;
         for (const ShardReader& shard : set.shards()) {
@@ -100,7 +105,13 @@ struct Loader::State {
     // Rows of the micro-batch that starts at `sample`.
     int64_t rows_at(int64_t sample) const {
         if (options.samples_per_step == 0) return options.micro_batch;
-        return std::min(options.micro_batch, options.samples_per_step - sample % options.samples_per_step);
+        return std::min(options.micro_batch, options.share_end - sample % options.samples_per_step);
+    }
+    // The next sample to be served behind those up to `sample`.
+    int64_t served_after(int64_t sample) const {
+        const int64_t step = options.samples_per_step;
+        if (step == 0 || (sample - 1) % step + 1 < options.share_end) return sample;
+        return ((sample - 1) / step + 1) * step + options.share_begin;
     }
 
     void request(int64_t sample) {  // the mutex is held
@@ -142,16 +153,17 @@ struct Loader::State {
         changed.wait(lock, [&] { return ready.has_value(); });
         if (failure) std::rethrow_exception(failure);
         Batch batch = std::move(*ready);
-        next_sample += batch.num_rows;
+        next_sample = served_after(next_sample + batch.num_rows);
         request(next_sample);
         return batch;
     }
 
     void seek(int64_t sample) {
         CHECK(sample >= 0, cat({"sample ", sample}));
+        CHECK(options.share_begin == 0 || sample % options.samples_per_step == 0, cat({"sample ", sample}));
         const std::lock_guard lock(mutex);
-        next_sample = sample;
-        if (thread.joinable()) request(sample);
+        next_sample = sample + options.share_begin;
+        if (thread.joinable()) request(next_sample);
     }
 
     void stop_thread() {

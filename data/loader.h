@@ -22,9 +22,11 @@ struct LoaderOptions {
     LoaderOrder order = LoaderOrder::shuffled;
     uint64_t seed = 0;
     int64_t samples_per_step = 0;  // next() never crosses a multiple of this; 0: no such bound
-    int64_t vocab_size = 0;        // ids must be below it; 0: the manifest's
-    int32_t eot = -1;              // for shards without a manifest; -1: none
-    bool mask_documents = true;    // end-of-text starts a new document (core/batch.h)
+    // next() serves samples [share_begin, share_end) of each step only: a rank's; 0, 0: all of them.
+    int64_t share_begin = 0, share_end = 0;
+    int64_t vocab_size = 0;      // ids must be below it; 0: the manifest's
+    int32_t eot = -1;            // for shards without a manifest; -1: none
+    bool mask_documents = true;  // end-of-text starts a new document (core/batch.h)
 };
 
 class Loader {
@@ -43,7 +45,7 @@ public:
     // end of a sequential pass.
     Batch next();
     int64_t next_sample() const;  // the first sample that next() will return
-    void seek(int64_t sample);    // resume here
+    void seek(int64_t sample);    // resume here; with a share, at the begin of a step
 
     int64_t num_windows() const;       // samples per epoch
     int64_t tokens_per_epoch() const;  // targets per epoch, padding not counted

@@ -8,6 +8,7 @@
 #include <functional>
 #include <vector>
 
+#include "core/comm.h"
 #include "data/loader.h"
 #include "model/transformer.h"
 #include "tokenizer/tokenizer.h"
@@ -26,8 +27,10 @@ struct Perplexity {
 std::vector<int32_t> bytes_per_token(const Tokenizer& tokenizer);
 
 // Runs over `loader` (sequential order) from its start; max_batches 0: all of it. token_bytes may be empty.
-// `stop` (may be empty) is asked before each micro-batch.
-// Sums in f64 in window order: the same bits for any number of threads and any micro-batch.
+// `stop` (may be empty) is asked before each micro-batch. With `comm` each rank takes some of the
+// micro-batches, and all get the result.
+// Sums in f64 window by window: the same bits for any number of threads and ranks and any micro-batch.
 Perplexity evaluate_perplexity(Transformer& model, const Loader& loader,
                                const std::vector<int32_t>& token_bytes, int64_t max_batches = 0,
-                               bool show_progress = false, const std::function<bool()>& stop = {});
+                               bool show_progress = false, const std::function<bool()>& stop = {},
+                               Comm* comm = nullptr);

@@ -5,27 +5,21 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <functional>
-#include <limits>
 #include <string_view>
 #include <utility>
 
 #include "core/device.h"
 #include "core/error.h"
 #include "core/io.h"
-#include "core/json.h"
 #include "core/threads.h"
 #include "model/file_hashes.h"
 
 namespace {
 
-using nlohmann::json;
-
-constexpr int kStateVersion = 2;  // 1 is read too: it counts no consecutive skips
 constexpr std::string_view kStepPrefix = "step_";
 constexpr const char* kStatePath = "trainer/state.json";
 constexpr const char* kModelPath = "model.safetensors";
@@ -33,81 +27,6 @@ constexpr const char* kMasterPath = "trainer/master.safetensors";
 constexpr const char* kMoment1Path = "trainer/m.safetensors";
 constexpr const char* kMoment2Path = "trainer/v.safetensors";
 constexpr const char* kSetAside = ".damaged";
-
-// ---- state.json
-// ----------------------------------------------------------------------------------------------------
-
-// Finite doubles print in the shortest form that reads back to the same bits; JSON has no word for the
-// others.
-json from_double(double value) {
-    if (std::isfinite(value)) return value;
-    return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
-}
-double to_double(const json& value) {
-    if (value.is_number()) return value.get<double>();
-    const std::string word = value.get<std::string>();
-    const double infinity = std::numeric_limits<double>::infinity();
-    return word == "inf" ? infinity : word == "-inf" ? -infinity : std::numeric_limits<double>::quiet_NaN();
-}
-json from_doubles(const std::vector<double>& values) {
-    json list = json::array();
-    for (const double value : values) list.push_back(from_double(value));
-    return list;
-}
-std::vector<double> to_doubles(const json& list) {
-    std::vector<double> values;
-    for (const json& value : list) values.push_back(to_double(value));
-    return values;
-}
-
-std::string state_to_json(const TrainerState& state, DType dtype) {
-    json j = json::object();
-    j["version"] = kStateVersion;
-    j["dtype"] = dtype_name(dtype);
-    j["step"] = state.step;
-    j["next_sample"] = state.next_sample;
-    j["tokens"] = state.tokens;
-    j["num_updates"] = state.num_updates;
-    j["num_skipped"] = state.num_skipped;
-    j["skips_in_a_row"] = state.skips_in_a_row;
-    j["loss_window"] = from_doubles(state.loss_window);
-    j["norm_window"] = from_doubles(state.norm_window);
-    j["last_loss"] = from_double(state.last_loss);
-    j["seed"] = state.seed;
-    j["config_toml"] = state.config_toml;
-    j["data_hash"] = state.data_hash;
-    j["commit"] = state.commit;
-    return j.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
-}
-
-TrainerState state_from_json(const std::string& path, DType& dtype) {
-    TrainerState state;
-    const JsonSource source{.what = "malformed trainer state",
-                            .where = path,
-                            .hint = "remove this checkpoint; the one before it will be resumed from"};
-    const json j = parse_json<json>(read_file(path), source);
-    read_json(source, [&] {
-        const int version = j.at("version").get<int>();
-        if (version < 1 || version > kStateVersion)
-            fail_input({"trainer state is of another version", path, cat({"1 to ", kStateVersion}),
-                        cat({version}), "resume with the version of the program that wrote it"});
-        dtype = j.at("dtype").get<std::string>() == dtype_name(DType::bf16) ? DType::bf16 : DType::f32;
-        j.at("step").get_to(state.step);
-        j.at("next_sample").get_to(state.next_sample);
-        j.at("tokens").get_to(state.tokens);
-        j.at("num_updates").get_to(state.num_updates);
-        j.at("num_skipped").get_to(state.num_skipped);
-        if (version > 1) j.at("skips_in_a_row").get_to(state.skips_in_a_row);
-        state.loss_window = to_doubles(j.at("loss_window"));
-        state.norm_window = to_doubles(j.at("norm_window"));
-        state.last_loss = to_double(j.at("last_loss"));
-        j.at("seed").get_to(state.seed);
-        j.at("config_toml").get_to(state.config_toml);
-        j.at("data_hash").get_to(state.data_hash);
-        j.at("commit").get_to(state.commit);
-    });
-    return state;
-}
 
 // ---- names
 // ---------------------------------------------------------------------------------------------------------
@@ -171,7 +90,8 @@ TrainerState load_verified(const std::string& directory, const ParamTable& table
                     .actual = "other numbers",
                     .hint = "use another --out, or start from it with --init"});
     DType saved_dtype = DType::f32;
-    const TrainerState state = state_from_json(cat({directory, "/", kStatePath}), saved_dtype);
+    const std::string state_path = cat({directory, "/", kStatePath});
+    const TrainerState state = state_from_json(read_file(state_path), state_path, saved_dtype);
 
     const char* master = saved_dtype == DType::f32 ? kModelPath : kMasterPath;
     load_arena(cat({directory, "/", master}), table, optimizer.master());
@@ -184,11 +104,7 @@ TrainerState load_verified(const std::string& directory, const ParamTable& table
         else
             optimizer.publish_master();
     }
-    optimizer.set_num_updates(state.num_updates);
-    optimizer.set_num_skipped(state.num_skipped);
-    optimizer.set_skips_in_a_row(state.skips_in_a_row);
-    optimizer.loss_window().restore(state.loss_window);
-    optimizer.norm_window().restore(state.norm_window);
+    restore_counts(optimizer, state);
     return state;
 }
 

@@ -14,20 +14,7 @@
 #include "model/hf.h"
 #include "model/optimizer.h"
 #include "model/params.h"
-
-// Everything a run needs to go on as if it had never stopped.
-struct TrainerState {
-    int64_t step = 0;         // optimizer steps done, skipped ones included
-    int64_t next_sample = 0;  // global sample index: the loader's whole state
-    int64_t tokens = 0;       // trained on so far
-    int64_t num_updates = 0, num_skipped = 0, skips_in_a_row = 0;
-    std::vector<double> loss_window, norm_window;
-    double last_loss = 0;  // training loss of the step just done
-    uint64_t seed = 0;
-    std::string config_toml;  // resolved flags
-    std::string data_hash;    // hash of the training manifest
-    std::string commit;       // of the program
-};
+#include "model/trainer_state.h"
 
 // The numbers of a checkpoint, on any device: params f32 or bf16, the others f32.
 struct CheckpointArenas {

@@ -5,6 +5,7 @@
 #include "core/log.h"
 #include "model/checkpoint_writer.h"
 #include "model/generate.h"
+#include "model/step_gradient.h"
 
 namespace {
 
@@ -24,12 +25,15 @@ int64_t fitting_rows(const ModelConfig& config, RunNeeds needs, int64_t availabl
 
 MemoryPlan plan_run(const ModelConfig& config, const RunNeeds& needs) {
     const ParamTable table(config);
-    const int64_t rows = needs.rows_per_step > 0 ? needs.rows_per_step : needs.shape.num_rows;
+    const int64_t micro_batches = needs.rows_per_step > 0 ? needs.rows_per_step / needs.shape.num_rows : 1;
+    const StepParts parts = StepParts::of(micro_batches, needs.tree, needs.num_ranks);
+    const int64_t rows = (parts.begin(needs.rank + 1) - parts.begin(needs.rank)) * needs.shape.num_rows;
     const bool on_host = needs.shape.device == Device::cpu;
     MemoryPlan plan;
     if (on_host) plan.add("program and libraries", needs.process_bytes);
     Transformer::plan(plan, config, needs.shape);
     Optimizer::plan(plan, table, needs.optimizer, needs.shape.dtype, needs.shape.math, needs.shape.device);
+    StepGradient::plan(plan, table.arena_size(), parts, needs.rank);
     if (needs.sample_tokens > 0)
         plan.add("sampling", Decoder::memory_bytes(config, needs.shape.dtype, needs.sample_tokens));
     if (!on_host) {  // of the device's memory

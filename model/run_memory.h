@@ -9,7 +9,9 @@
 struct RunNeeds {
     RunShape shape;
     OptimizerConfig optimizer;
-    int64_t rows_per_step = 0;            // 0: one micro-batch, whatever its size
+    int64_t rows_per_step = 0;  // of all ranks; 0: one micro-batch, whatever its size
+    int64_t tree = 0;           // StepParts'
+    int rank = 0, num_ranks = 1;
     int64_t sample_tokens = 0;            // longest text that is sampled during the run, 0: none
     bool background_checkpoints = false;  // on a device: written while training goes on
     int64_t process_bytes = 0;            // resident before: program, libraries, tokenizer

@@ -49,7 +49,7 @@ void StepLog::finish() {
     log_.scalar("train/tokens_per_s", step.step, tokens_per_s);
     progress_.update(step.step * cost_.tokens, cat({"step ", step.step, "  loss ", rounded(last_.loss, 4),
                                                     "  mfu ", rounded(mfu * 100, 1), "%"}));
-    if (!last_.applied) {
+    if (!last_.applied && log_.anywhere()) {
         progress_.say(cat(
             {"step ", step.step, " skipped: ", last_.reason, " (", optimizer_.num_skipped(), " so far)"}));
     }

@@ -17,7 +17,8 @@ struct StepCost {
 
 class StepLog {
 public:
-    // The optimizer's updates are taken here, and nowhere else; the state's last_loss is set.
+    // The optimizer's updates are taken here, and nowhere else; the state's last_loss is set. With a log that
+    // is nowhere no step is spoken of.
     StepLog(RunLog& log, Progress& progress, Optimizer& optimizer, TrainerState& state, const StepCost& cost);
 
     // The update just given to the optimizer belongs to step `state.step`, begun at `start` (seconds_now()).

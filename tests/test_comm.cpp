@@ -98,7 +98,7 @@ TEST(InRanks, AllReduceOfDoubles) {
     EXPECT_EQ(x[2], -2 * n);
 }
 
-TEST(InRanks, AllGatherAndExchange) {
+TEST(InRanks, AllGather) {
     for (int64_t size : kSizes) {
         const Split split{size, comm().size()};
         const int64_t begin = split.begin(comm().rank()), mine = split.count(comm().rank());
@@ -109,21 +109,80 @@ TEST(InRanks, AllGatherAndExchange) {
             for (int64_t i = split.begin(r); i < split.begin(r + 1); ++i)
                 ASSERT_EQ(full[static_cast<size_t>(i)], value(r, i)) << "element " << i << " of " << size;
         }
-        full = values_of(comm().rank(), size);
-        std::vector<float> pieces(static_cast<size_t>(comm().size() * mine), -1);
-        comm().exchange(tensor_of(pieces.data(), comm().size(), mine), tensor_of_all(full), split);
-        for (int r = 0; r < comm().size(); ++r) {
-            for (int64_t i = 0; i < mine; ++i)
-                ASSERT_EQ(pieces[static_cast<size_t>(r * mine + i)], value(r, begin + i));
-        }
-        EXPECT_EQ(full, values_of(comm().rank(), size));
     }
+}
+
+// Uneven numbers of arrays, and ranges so large that they come in several chunks.
+TEST(InRanks, ExchangeBringsAllArraysToTheOwnerOfARange) {
+    std::vector<int> num_arrays;
+    for (int r = 0; r < comm().size(); ++r) num_arrays.push_back(r % 3 == 1 ? 2 : r % 3 == 2 ? 0 : 1);
+    const auto element = [](int rank, int array, int64_t i) {
+        return value(rank, i) + 7.0f * static_cast<float>(array);
+    };
+    for (const int64_t size : {int64_t{0}, int64_t{63}, int64_t{1000}, int64_t{2'500'000} * comm().size()}) {
+        const Split split{size, comm().size()};
+        const int rank = comm().rank();
+        std::vector<std::vector<float>> arrays;
+        std::vector<Tensor> tensors;
+        for (int k = 0; k < num_arrays[static_cast<size_t>(rank)]; ++k) {
+            arrays.emplace_back(static_cast<size_t>(size));
+            for (int64_t i = 0; i < size; ++i) arrays.back()[static_cast<size_t>(i)] = element(rank, k, i);
+        }
+        for (std::vector<float>& array : arrays) tensors.push_back(tensor_of_all(array));
+        int64_t next = split.begin(rank), wrong = 0;
+        comm().exchange(tensors, num_arrays, split,
+                        [&](int64_t begin, int64_t count, std::span<float* const> pieces) {
+                            ASSERT_EQ(begin, next) << "one chunk after another";
+                            next += count;
+                            size_t piece = 0;
+                            for (int r = 0; r < comm().size(); ++r) {
+                                for (int k = 0; k < num_arrays[static_cast<size_t>(r)]; ++k, ++piece) {
+                                    for (int64_t i = 0; i < count; ++i) {
+                                        wrong += pieces[piece][i] != element(r, k, begin + i);
+                                        pieces[piece][i] = -1;  // may be overwritten
+                                    }
+                                }
+                            }
+                            EXPECT_EQ(piece, pieces.size());
+                        });
+        EXPECT_EQ(next, split.begin(rank + 1));
+        EXPECT_EQ(wrong, 0);
+        for (int k = 0; k < num_arrays[static_cast<size_t>(rank)]; ++k) {
+            for (int64_t i = 0; i < size; ++i) {
+                const bool own = i >= split.begin(rank) && i < split.begin(rank + 1);
+                ASSERT_EQ(arrays[static_cast<size_t>(k)][static_cast<size_t>(i)],
+                          own ? -1 : element(rank, k, i));
+            }
+        }
+    }
+}
+
+TEST(InRanks, TextsAndWhatMustBeTheSame) {
+    for (int root = 0; root < comm().size(); ++root) {
+        EXPECT_EQ(broadcast_text(comm(), std::string(static_cast<size_t>(comm().rank()), 'x'), root),
+                  std::string(static_cast<size_t>(root), 'x'));
+    }
+    require_same(comm(), "the flags", "lr = 1\nsteps = 2", "");
+    if (comm().size() == 1) return;
+    const bool other = comm().rank() == comm().size() - 1;
+    try {
+        require_same(comm(), "the flags", other ? "lr = 1\nsteps = 3" : "lr = 1\nsteps = 2", "mend it");
+        ADD_FAILURE() << "not refused on rank " << comm().rank();
+    } catch (const InputError& error) {
+        const std::string last = cat({"the flags differs between ranks: rank ", comm().size() - 1, " on "});
+        EXPECT_EQ(std::string(error.what()).find(last), 0u) << error.what();
+        EXPECT_NE(std::string(error.what()).find("expected steps = 2 as rank 0"), std::string::npos)
+            << error.what();
+        EXPECT_NE(std::string(error.what()).find("got steps = 3  hint: mend it"), std::string::npos)
+            << error.what();
+    }
+    EXPECT_EQ(comm().ranks_here(), comm().size());
 }
 
 TEST(InRanks, BytesOnTheWireFollowTheFormulas) {
     constexpr int64_t kSize = 64 * 12;  // divides by 1, 2, 3 and 4
     const int64_t ranks = comm().size(), share = kSize / ranks * 4;
-    std::vector<float> full(kSize), pieces(kSize);
+    std::vector<float> full(kSize);
     const Split split{kSize, comm().size()};
     const auto sent_by = [](const auto& collective) {
         const int64_t before = comm().bytes_sent();
@@ -132,10 +191,6 @@ TEST(InRanks, BytesOnTheWireFollowTheFormulas) {
     };
     EXPECT_EQ(sent_by([&] { comm().reduce_scatter_sum(tensor_of_all(full), split); }), (ranks - 1) * share);
     EXPECT_EQ(sent_by([&] { comm().all_gather(tensor_of_all(full), split); }), (ranks - 1) * share);
-    EXPECT_EQ(sent_by([&] {
-                  comm().exchange(tensor_of(pieces.data(), ranks, kSize / ranks), tensor_of_all(full), split);
-              }),
-              (ranks - 1) * share);
     EXPECT_EQ(sent_by([&] { comm().all_reduce_sum(tensor_of_all(full)); }), (ranks - 1) * kSize * 4);
 }
 
@@ -153,7 +208,12 @@ TEST(InRanks, WrongArgumentsAreFaultsOfTheProgram) {
     EXPECT_THROW(comm().all_gather(tensor_of_all(t), {9, comm().size()}), InternalError);
     EXPECT_THROW(comm().all_gather(tensor_of_all(t), {10, comm().size() + 1}), InternalError);
     EXPECT_THROW(comm().reduce_scatter_sum(tensor_of_all(t), {9, comm().size()}), InternalError);
-    EXPECT_THROW(comm().exchange(tensor_of_all(t), tensor_of_all(t), {9, comm().size()}), InternalError);
+    const Tensor whole = tensor_of_all(t);
+    const std::vector<int> one_each(static_cast<size_t>(comm().size()), 1), none;
+    const auto take = [](int64_t, int64_t, std::span<float* const>) {};
+    EXPECT_THROW(comm().exchange({&whole, 1}, one_each, {9, comm().size()}, take), InternalError);
+    EXPECT_THROW(comm().exchange({&whole, 1}, none, {10, comm().size()}, take), InternalError);
+    EXPECT_THROW(comm().exchange({}, one_each, {10, comm().size()}, take), InternalError);
     EXPECT_THROW(comm().broadcast(tensor_of_all(t), comm().size()), InternalError);
     int32_t ids[2] = {1, 2};
     EXPECT_THROW(comm().all_reduce_sum(tensor_of(ids, 2)), InternalError);
@@ -175,10 +235,10 @@ TEST(Comm, ALauncherThatThisMpiDoesNotKnowIsRefused) {
 // For Comm.AbortEndsAllRanks, which starts several ranks of them. All ranks but the last go on to wait for
 // it; what ends them is its call.
 TEST(LastRank, DISABLED_Aborts) {
-    if (comm().rank() == comm().size() - 1) comm().abort_all("loss is NaN", 3);
+    if (comm().rank() == comm().size() - 1) comm().abort_all("error: loss is NaN", 3);
     for (;;) comm().barrier();
 }
-TEST(EveryRank, DISABLED_Aborts) { comm().abort_all("unknown flag", 2); }
+TEST(EveryRank, DISABLED_Aborts) { comm().abort_all("error: unknown flag", 2); }
 
 TEST(Comm, RanksOfMpirun) {
     if (mpirun_path().empty()) GTEST_SKIP() << "no mpirun";
@@ -186,7 +246,7 @@ TEST(Comm, RanksOfMpirun) {
         const Outcome outcome = run_ranks(ranks, "tests/test_comm", {"--gtest_filter=InRanks.*"});
         EXPECT_EQ(outcome.exit_code, 0) << ranks << " ranks\n" << outcome.out << outcome.err;
         size_t passed = 0;
-        for (size_t at = 0; (at = outcome.out.find("[  PASSED  ] 8 tests", at)) != std::string::npos; ++at) {
+        for (size_t at = 0; (at = outcome.out.find("[  PASSED  ] 10 tests", at)) != std::string::npos; ++at) {
             ++passed;
         }
         EXPECT_EQ(passed, static_cast<size_t>(ranks)) << outcome.out;
@@ -196,7 +256,8 @@ TEST(Comm, RanksOfMpirun) {
 TEST(Comm, AbortEndsAllRanks) {
     if (mpirun_path().empty()) GTEST_SKIP() << "no mpirun";
     for (const auto& [filter, message, code] :
-         {std::tuple{"LastRank.*", "error: loss is NaN\n", 3}, {"EveryRank.*", "error: unknown flag\n", 2}}) {
+         {std::tuple{"LastRank.*", "error: loss is NaN  (rank 2 on ", 3},
+          {"EveryRank.*", "error: unknown flag\n", 2}}) {
         const Outcome outcome =
             run_ranks(3, "tests/test_comm",
                       {std::string("--gtest_filter=") + filter, "--gtest_also_run_disabled_tests"});
@@ -208,6 +269,6 @@ TEST(Comm, AbortEndsAllRanks) {
 }
 
 TEST(CommDeathTest, AbortEndsTheProcess) {
-    EXPECT_EXIT(make_self_comm()->abort_all("loss is NaN", 3), testing::ExitedWithCode(3),
+    EXPECT_EXIT(make_self_comm()->abort_all("error: loss is NaN", 3), testing::ExitedWithCode(3),
                 "^error: loss is NaN\n$");
 }

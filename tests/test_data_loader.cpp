@@ -116,6 +116,28 @@ TEST_F(LoaderTest, MicroBatchesEndWithTheStep) {
     EXPECT_EQ(rows, (std::vector<int64_t>{4, 4, 2, 4, 4, 2}));
 }
 
+TEST_F(LoaderTest, SharesOfAStepAreServedToRanks) {
+    Loader all = open({.seq_len = 7, .micro_batch = 2, .seed = 1, .samples_per_step = 10});
+    const Loader& reference = all;
+    for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 4}, {4, 10}, {8, 10}, {0, 10}}) {
+        Loader loader = open({.seq_len = 7,
+                              .micro_batch = 2,
+                              .seed = 1,
+                              .samples_per_step = 10,
+                              .share_begin = begin,
+                              .share_end = end});
+        for (const int64_t start : {0, 10, 50}) {
+            if (start > 0) loader.seek(start);  // a new one begins at 0
+            for (int64_t step = start; step < start + 30; step += 10) {
+                for (int64_t sample = step + begin; sample < step + end; sample += 2) {
+                    EXPECT_EQ(loader.next_sample(), sample);
+                    expect_equal(loader.next(), reference.batch_at(sample, 2));
+                }
+            }
+        }
+    }
+}
+
 TEST_F(LoaderTest, SequentialPredictsEveryTokenOnce) {
     for (const int64_t seq_len : {1, 7, 22, 49, 64}) {
         Loader loader = open({.seq_len = seq_len, .micro_batch = 3, .order = LoaderOrder::sequential});
