@@ -69,7 +69,8 @@ inline Outcome run_program(const std::string& name, const std::vector<std::strin
     if (!mkdtemp(scratch.data())) ADD_FAILURE() << "no temporary directory";
     const std::string in = scratch + "/in", out = scratch + "/out", err = scratch + "/err";
     write_file_atomic(in, options.input);
-    for (const std::string& empty : {out, err}) write_file_atomic(empty, "");  // it may die before it opens them
+    for (const std::string& empty : {out, err})
+        write_file_atomic(empty, "");  // it may die before it opens them
 
     const std::string program = program_path(name);
     std::vector<char*> argv = {const_cast<char*>(program.c_str())};
