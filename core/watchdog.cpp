@@ -40,7 +40,7 @@ constexpr const char* kPhases[] = {"start",     "reading data", "agreement",  "f
 struct Beat {
     int32_t rank = 0;
     Phase phase = Phase::start;
-    bool leaves = false;
+    bool leaves = false, ends_job = false;  // nothing comes behind either
     int64_t step = 0;
     bool operator==(const Beat&) const = default;
 };
@@ -68,7 +68,7 @@ bool receive_all(int fd, std::string& unread, std::optional<Beat>& beat) {
     while (unread.size() >= sizeof(Beat)) {
         std::memcpy(&beat.emplace(), unread.data(), sizeof(Beat));
         unread.erase(0, sizeof(Beat));
-        if (beat->leaves) break;  // nothing comes behind it
+        if (beat->leaves || beat->ends_job) break;
     }
     return open;
 }
@@ -136,13 +136,13 @@ struct Watchdog::State {
     std::condition_variable changed;
     bool stopping = false;
 
-    Beat own() const { return {.rank = rank, .phase = phase.load(), .leaves = false, .step = step.load()}; }
+    Beat own() const {
+        return {.rank = rank, .phase = phase.load(), .leaves = false, .ends_job = false, .step = step.load()};
+    }
 
-    void say_farewell() {
-        Beat farewell = own();
-        farewell.leaves = true;
+    void tell_all(const Beat& beat) {
         for (const Peer& peer : peers)
-            if (peer.fd >= 0) send_all(peer.fd, farewell);
+            if (peer.fd >= 0) send_all(peer.fd, beat);
     }
 
     [[noreturn]] void end_job(int who, const std::string& what) {
@@ -153,7 +153,10 @@ struct Watchdog::State {
                      who, hosts[static_cast<size_t>(who)].c_str(), what.c_str(),
                      static_cast<long long>(peer.last.step), kPhases[static_cast<int>(peer.last.phase)]);
         std::fflush(stderr);
-        say_farewell();  // nobody must take this rank for the one that died
+        // Nobody must take this rank for the one that died, and no launcher may leave the others waiting.
+        Beat last = own();
+        last.ends_job = true;
+        tell_all(last);
         _exit(1);
     }
 
@@ -163,6 +166,7 @@ struct Watchdog::State {
         std::optional<Beat> beat;
         if (peer.closed == 0 && !receive_all(peer.fd, peer.unread, beat)) peer.closed = now;
         if (beat) {
+            if (beat->ends_job) _exit(1);  // the line has been said
             if (beat->step != peer.last.step || beat->phase != peer.last.phase) peer.entered = now;
             peer.last = *beat;
             peer.heard = now;
@@ -225,8 +229,13 @@ struct Watchdog::State {
         std::unique_lock lock(mutex);
         const auto look = std::chrono::milliseconds(kLookMs);
         Beat said;
+        double looked = seconds_now();
         for (int looks = 0; !changed.wait_for(lock, look, [&] { return stopping; }); ++looks) {
             const double now = seconds_now();
+            // Who was stopped itself (job control, a suspended batch job) has not listened.
+            if (now - looked > limit_s / 2)
+                for (Peer& peer : peers) peer.heard = peer.entered = now;
+            looked = now;
             // News at once, the rest once a second.
             const bool beats = looks % kLooksABeat == 0 || !(own() == said);
             said = own();
@@ -237,7 +246,9 @@ struct Watchdog::State {
             if (beats) send_all(peers[0].fd, own());
             hear(0, now);
         }
-        say_farewell();
+        Beat farewell = own();
+        farewell.leaves = true;
+        tell_all(farewell);
         // A connection that is closed with something unread takes what is still on its way with it.
         const double deadline = seconds_now() + 2;
         for (const Peer& peer : peers) {

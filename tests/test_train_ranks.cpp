@@ -194,3 +194,34 @@ TEST_F(TrainRanks, ADeadOrSilentRankEndsTheJobByName) {
         EXPECT_EQ(weights(rest), whole);
     }
 }
+
+// Job control stops all ranks; nobody has died when they go on.
+TEST_F(TrainRanks, AJobThatWasStoppedGoesOn) {
+    const std::vector<std::string> changes = {"--steps", "30", "--watchdog", "2"};
+    const std::string whole = weights(train_on(0, fresh(), changes)), out = fresh();
+    const auto step_6 = log_contains(out, "\"step\":6,");
+    double stopped = 0;
+    bool gone_on = false;
+    const auto tell = [&](int signal) {
+        for (int rank = 0; rank < 2; ++rank) {
+            const pid_t pid = pid_of_rank(rank, out);
+            EXPECT_GT(pid, 0);
+            if (pid > 0) kill(pid, signal);
+        }
+    };
+    const auto pause = [&] {
+        if (stopped == 0 && step_6()) {
+            tell(SIGSTOP);
+            stopped = seconds_now();
+        }
+        if (stopped > 0 && !gone_on && seconds_now() - stopped > 5) {
+            tell(SIGCONT);
+            gone_on = true;
+        }
+        return false;
+    };
+    const Outcome outcome = train_on(2, out, changes, {.signal = SIGURG, .signal_when = pause});
+    EXPECT_TRUE(gone_on);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    EXPECT_EQ(weights(outcome), whole);
+}
