@@ -85,15 +85,7 @@ WorkspaceSizes workspace_sizes(const ModelConfig& c, const RunShape& shape) {
     sizes[Workspace::norm_sums] =
         norm_sums_bytes(n, c.channels, shape.dtype, c.norm == Norm::layernorm ? 2 : 1);
     if (c.qk_norm) sizes[Workspace::qknorm_sums] = qknorm_sums_bytes(n, c.head_dim);
-    const struct {
-        int64_t out, in;
-        bool bias;
-    } linears[] = {{c.qkv_dim(), c.channels, c.qkv_bias},
-                   {c.channels, c.attention_dim(), c.out_bias},
-                   {c.mlp == Mlp::swiglu ? 2 * c.mlp_dim : c.mlp_dim, c.channels, c.mlp_bias},
-                   {c.channels, c.mlp_dim, c.mlp_bias},
-                   {c.vocab_size, c.channels, false}};
-    for (const auto& linear : linears) {
+    for (const LinearDims& linear : linear_dims(c)) {
         sizes.need(Workspace::split_sums,
                    split_sums_bytes(linear.out, linear.in, shape.fp8 ? fp8_line(n) : n));
         if (linear.bias) sizes.need(Workspace::column_sums, column_sums_bytes(n, linear.out));

@@ -6,9 +6,10 @@
 namespace {
 
 double layer_weights(const ModelConfig& config) {
-    const double attention = double(config.channels) * double(config.qkv_dim() + config.attention_dim());
-    const double mlp = double(config.channels) * double(config.mlp_dim) * (config.mlp == Mlp::swiglu ? 3 : 2);
-    return attention + mlp;
+    double weights = 0;
+    const auto linears = linear_dims(config);
+    for (size_t i = 0; i + 1 < linears.size(); ++i) weights += double(linears[i].out) * double(linears[i].in);
+    return weights;
 }
 
 // Within a percent, in double: no size that a file claims overflows here.
@@ -94,6 +95,14 @@ void check_config(const ModelConfig& config, const std::string& where) {
                      "sliding windows (Qwen2 and Qwen3 may have one size)");
         if (w > 0) window = w;
     }
+}
+
+std::array<LinearDims, 5> linear_dims(const ModelConfig& c) {
+    return {{{c.qkv_dim(), c.channels, c.qkv_bias},
+             {c.channels, c.attention_dim(), c.out_bias},
+             {c.mlp == Mlp::swiglu ? 2 * c.mlp_dim : c.mlp_dim, c.channels, c.mlp_bias},
+             {c.channels, c.mlp_dim, c.mlp_bias},
+             {c.vocab_size, c.channels, false}}};
 }
 
 double flops_per_token(const ModelConfig& config, int64_t seq_len) {

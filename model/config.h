@@ -2,6 +2,7 @@
 // every family; the differences are these fields. HF names appear in config_json.cpp, params.cpp and nowhere
 // else.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -61,6 +62,14 @@ ModelConfig config_preset(const std::string& name);
 std::vector<std::string> config_preset_names();
 void check_config(const ModelConfig& config,
                   const std::string& where);  // ranges and divisibility; InputError
+
+// The products with weights: qkv, attention's output, fc (gate and up are one) and proj of a layer, and the
+// head last.
+struct LinearDims {
+    int64_t out, in;
+    bool bias;
+};
+std::array<LinearDims, 5> linear_dims(const ModelConfig& config);
 
 // 6 x (weights that take part in a matmul, the head included) + 6 x L x attention_dim x seq_len: causal
 // attention at half.
