@@ -70,8 +70,7 @@ PaperRun run_of(const Options& o) {
 
 double gib(int64_t bytes) { return double(bytes) / double(1 << 30); }
 
-void print_memory(const PaperRun& run) {
-    const MemoryPlan plan = paper_memory(run);
+void print_memory(const PaperRun& run, const MemoryPlan& plan) {
     const double needed = gib(plan.total_bytes());
     std::printf("Memory of a rank\n%s%s %.1f of %.0f GiB\n\n", plan.text().c_str(),
                 needed <= run.gpu.memory_gib ? "it fits:" : "IT DOES NOT FIT:", needed, run.gpu.memory_gib);
@@ -102,7 +101,7 @@ void print_time(const PaperRun& run) {
 // Of tokens/s a GPU, against one GPU alone.
 void print_scaling(const PaperRun& run) {
     std::printf("From 1 to 16384 GPUs; ! does not fit; efficiency: tokens/s a GPU, over that of one GPU\n");
-    std::printf("%6s | %-52s | %-47s\n", "", "weak: the same batch a GPU", "strong: the same batch a step");
+    std::printf("%6s | %-51s | %-47s\n", "", "weak: the same batch a GPU", "strong: the same batch a step");
     std::printf("%6s | %9s %12s %9s %6s %11s | %9s %12s %9s %13s\n", "GPUs", "GiB/rank", "ms/step",
                 "tokens/s", "MFU %", "efficiency", "micro", "ms/step", "tokens/s", "efficiency");
     const auto rate = [](const PaperRun& r) { return tokens_per_second(r) / double(r.num_gpus); };
@@ -127,14 +126,14 @@ void print_scaling(const PaperRun& run) {
 void print_published() {
     std::printf(
         "Tokens/s of one GPU, predicted by one set of constants; those of runs marked * chose them.\n");
-    std::printf("%-16s %-13s %9s %-5s %10s %10s %8s   %-24s %s\n", "trainer", "model", "GPUs", "dtype",
+    std::printf("%-15s %-13s %9s %-5s %9s %9s %8s   %-18s %s\n", "trainer", "model", "GPUs", "dtype",
                 "published", "predicted", "error", "remark", "source");
     int64_t within = 0;
     for (const PublishedRun& p : published_runs()) {
         const double error = prediction_error(p);
         within += std::fabs(error) <= 0.15;
         const std::string gpus = cat({p.run.num_gpus, " ", p.run.gpu.name});
-        std::printf("%-16s %-13s %9s %-5s %10.0f %10.0f %+7.1f%%%s %-24s %s\n", p.trainer, p.model,
+        std::printf("%-15s %-13s %9s %-5s %9.0f %9.0f %+7.1f%%%s %-18s %s\n", p.trainer, p.model,
                     gpus.c_str(), p.run.shape.fp8 ? "fp8" : "bf16", p.tokens_per_second,
                     p.tokens_per_second * (1 + error), 100 * error, p.fitted ? " *" : "  ", p.remark,
                     p.source);
@@ -155,13 +154,14 @@ int plan(int argc, char** argv) {
         return 0;
     }
     const PaperRun run = run_of(o);
+    const MemoryPlan memory = paper_memory(run);  // refuses what cannot be trained at all
     const double params = double(ParamTable(run.model).num_params());
     std::printf(
         "%s, %s parameters, on %lld x %s: %lld micro-batches of %lld x %lld tokens a rank and step\n\n",
         o.model.c_str(), human_count(params).c_str(), static_cast<long long>(o.gpus), run.gpu.name,
         static_cast<long long>(run.micro_batches), static_cast<long long>(o.micro_batch),
         static_cast<long long>(o.seq_len));
-    print_memory(run);
+    print_memory(run, memory);
     print_wire(run);
     print_time(run);
     print_scaling(run);

@@ -86,7 +86,7 @@ std::vector<PublishedRun> all_runs() {
     };
     const Setting a100{.gpu = "a100", .num_gpus = 8};
     return {
-        gpt2("gpt2-124m", bf16(8), {64, 1024, 1}, 468e3, "modded-nanogpt 2024-10-13_llmc"),
+        gpt2("gpt2-124m", bf16(8), {64, 1024, 1}, 468e3, "modded-nanogpt records"),
         gpt2("gpt2-124m", a100, {64, 1024, 1}, 218e3, scripts),
         gpt2("gpt2-355m", a100, {64, 1024, 1}, 79.9e3, scripts),
         gpt2("gpt2-774m", a100, {32, 1024, 2}, 38.6e3, scripts),
@@ -115,9 +115,9 @@ std::vector<PublishedRun> all_runs() {
         {"Megatron-LM", "GPT 16B", paper_run(megatron(32, 6144), bf16(192), {2, 4096, 2}), 4.8e3,
          megatron_table, "TP 4"},
         {"Megatron-Bridge", "llama-8b", paper_run(preset("llama-8b"), {"h100", 8, 3, true}, {1, 8192, 16}),
-         14451, "docs/performance-summary", ""},
+         14451, "performance-summary", ""},
         {"torchtitan", "llama-8b", paper_run(preset("llama-8b"), {"h200", 32, 3, true}, {2, 8192, 1}), 10938,
-         "benchmarks/llama3-8b_h200", "PyTorch, some recompute"},
+         "llama3-8b_h200_202506", "PyTorch"},
         {"fms-fsdp", "Llama-2-7B", paper_run(llama2_7b(), {"h100", 96, 3}, {2, 4096, 1}), 9600, "README.md",
          "PyTorch"},
     };

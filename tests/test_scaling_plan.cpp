@@ -172,8 +172,12 @@ TEST(ScalingPlan, NetworkHidesBehindPasses) {
         run.network = {.inter_gbs = 1e-3};
         const double compute = compute_of(step_time(run)) / 3;  // of a micro-batch
         const double forward = step_time(run).network - (sent() - compute);
-        if (zero == 1) EXPECT_NEAR(forward, 0, 1e-6 * sent());
-        if (zero == 3) EXPECT_NEAR(step_time(run).network, sent() - 3 * compute, 1e-9 * sent());
+        if (zero == 1) {
+            EXPECT_NEAR(forward, 0, 1e-6 * sent());
+        }
+        if (zero == 3) {
+            EXPECT_NEAR(step_time(run).network, sent() - 3 * compute, 1e-9 * sent());
+        }
         if (zero == 0) {  // backward only
             EXPECT_GT(forward, 0.15 * compute);
             EXPECT_LT(forward, 0.45 * compute);
@@ -252,10 +256,18 @@ TEST(PublishedRuns, ShapesHaveThePublishedSizes) {
     for (const PublishedRun& p : published_runs()) {
         const double billions = double(ParamTable(p.run.model).num_params()) * 1e-9;
         const std::string model = p.model;
-        if (model == "GPT 1.7B") EXPECT_NEAR(billions, 1.75, 0.05);
-        if (model == "GPT 7.1B") EXPECT_NEAR(billions, 7.1, 0.05);
-        if (model == "GPT 16B") EXPECT_NEAR(billions, 16.1, 0.1);
-        if (model == "Llama-2-7B") EXPECT_NEAR(billions, 6.738, 0.001);
+        if (model == "GPT 1.7B") {
+            EXPECT_NEAR(billions, 1.75, 0.05);
+        }
+        if (model == "GPT 7.1B") {
+            EXPECT_NEAR(billions, 7.1, 0.05);
+        }
+        if (model == "GPT 16B") {
+            EXPECT_NEAR(billions, 16.1, 0.1);
+        }
+        if (model == "Llama-2-7B") {
+            EXPECT_NEAR(billions, 6.738, 0.001);
+        }
         EXPECT_EQ(p.run.shape.dtype, DType::bf16);
     }
 }
