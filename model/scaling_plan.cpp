@@ -142,13 +142,16 @@ double optimizer_seconds(const PaperRun& run) {
     const double share = run.zero > 0 ? 1.0 / double(run.num_gpus) : 1;
     // The gradient twice (its norm, the update), master and moments read and written, the bf16 copy written.
     const double bytes = 2 * 4 + 3 * 8 + (run.shape.dtype == DType::bf16 ? 2 : 0);
-    double flops = 0;  // Muon's five iterations of XX^T, its square and their product with X
+    // Muon's five iterations of X X^T, its square and their product with X; tensor cores compute half of what
+    // is symmetric.
+    const double halves = run.shape.dtype == DType::bf16 ? 1 : 2;
+    double flops = 0;
     for (const ParamInfo& row : table.rows()) {
         if (!run.muon || !row.muon) continue;
         const double blocks = double(row.muon_blocks), rows = double(row.rows) / blocks,
                      cols = double(row.cols);
         const double small = std::min(rows, cols), large = std::max(rows, cols);
-        flops += blocks * 5 * (4 * small * small * large + 2 * small * small * small);
+        flops += blocks * 5 * ((2 + halves) * small * small * large + halves * small * small * small);
     }
     const double tflops = run.shape.dtype == DType::bf16 ? run.gpu.measured_bf16 : run.gpu.measured_fp32;
     return share * (memory_seconds(run, bytes * num_params(run)) + flops / (tflops * 1e12 * kSustained));
@@ -199,9 +202,10 @@ MemoryPlan paper_memory(const PaperRun& run) {
     const ParamTable table(run.model);
     RunShape shape = run.shape;
     shape.device = Device::simt;  // the kernels of a GPU, whether or not one is here
+    shape.math = shape.dtype == DType::bf16 ? MatmulMath::bf16 : MatmulMath::f32;
     MemoryPlan whole, rank;
     Transformer::plan(whole, run.model, shape);
-    Optimizer::plan(whole, table, {.muon = run.muon}, shape.dtype, shape.device);
+    Optimizer::plan(whole, table, {.muon = run.muon}, shape.dtype, shape.math, shape.device);
     for (const MemoryPlan::Line& line : whole.lines) {
         const int stage = sharded_from(line.name);
         const bool part = run.zero >= stage && run.num_gpus > 1;
