@@ -50,7 +50,7 @@ public:
     // Bytes that this rank has sent to others by all of these so far.
     virtual int64_t bytes_sent() const = 0;
     virtual std::string host(int rank) const = 0;
-    int ranks_here() const;  // on this rank's host, itself included
+    virtual int ranks_here() const = 0;  // on this rank's machine, itself included
     // Ends the job on all ranks, with one line however many of them call; which rank it is from is added
     // where that is not rank 0.
     [[noreturn]] virtual void abort_all(const std::string& line, int exit_code) = 0;

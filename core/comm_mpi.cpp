@@ -122,6 +122,7 @@ public:
     }
 
     int64_t bytes_sent() const override { return bytes_sent_; }
+    int ranks_here() const override { return ranks_here_; }
     std::string host(int rank) const override { return hosts_.at(static_cast<size_t>(rank)); }
 
     void abort_all(const std::string& line, int exit_code) override {
@@ -181,9 +182,14 @@ private:
             MPI_Allgather(name, sizeof name, MPI_CHAR, all.data(), sizeof name, MPI_CHAR, MPI_COMM_WORLD));
         for (int r = 0; r < size_; ++r)
             hosts_.emplace_back(all.data() + static_cast<size_t>(r) * sizeof name);
+        // By memory: hosts may have equal names.
+        MPI_Comm here = MPI_COMM_NULL;
+        REQUIRE(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here));
+        REQUIRE(MPI_Comm_size(here, &ranks_here_));
+        REQUIRE(MPI_Comm_free(&here));
     }
 
-    int rank_ = 0, size_ = 1;
+    int rank_ = 0, size_ = 1, ranks_here_ = 1;
     int64_t bytes_sent_ = 0;
     std::vector<float> staging_;
     std::vector<std::string> hosts_;
