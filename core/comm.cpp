@@ -58,7 +58,7 @@ void require_same(Comm& comm, const std::string& what, const std::string& value,
     const int rank = static_cast<int>(first - differs.begin());
     std::istringstream ours(expected), theirs(broadcast_text(comm, value, rank));
     std::string our_line, their_line;
-    while (our_line == their_line) {
+    while (our_line == their_line && (ours || theirs)) {
         if (!std::getline(ours, our_line)) our_line = "(nothing)";
         if (!std::getline(theirs, their_line)) their_line = "(nothing)";
     }
