@@ -64,7 +64,10 @@ int body(Comm& comm, int argc, char** argv) {
         "run\n"
         "  build/train --init hf-model --train-data 'fineweb/*.bin' --out run --dtype bf16 --lr 1e-5\n"
         "  mpirun -np 4 build/train --init gpt2-124m --train-data 'fineweb/*.bin' --out run --batch-tokens "
-        "16384");
+        "16384\n"
+        "\nexit codes:\n"
+        "  0 done; 2 wrong input; 1 the run or one of its ranks is dead; stopped by a signal, and saved:\n"
+        "  75 by SIGTERM or SIGUSR1, which asks for the same command again, 128 + N by SIGINT or SIGHUP");
     declare(flags, o);
     flags.parse(argc, argv);
     set_num_threads(o.threads > 0 ? static_cast<int>(o.threads) : threads_of_each(comm.ranks_here()));
@@ -348,7 +351,7 @@ int body(Comm& comm, int argc, char** argv) {
         if (leads)
             std::fprintf(stderr, "train: stopped by signal %d at step %lld; the same command continues\n",
                          stopping(), static_cast<long long>(state.step));
-        return 128 + stopping();
+        return exit_code_after(stopping());
     }
     if (!leads) return 0;
     JsonLine end;

@@ -31,3 +31,7 @@ void watch_stop_signals() {
 }
 
 int stop_signal() { return first_signal; }
+
+int exit_code_after(int signal) {
+    return signal == SIGTERM || signal == SIGUSR1 ? kExitTryAgain : 128 + signal;
+}

@@ -1,4 +1,5 @@
 // build/train, build/evaluate and build/generate with --device simt, as a user runs them.
+#include "core/stop.h"
 #include "tests/toy_run.h"
 
 namespace {
@@ -62,7 +63,7 @@ TEST_F(TrainDevice, ASignalWritesTheStepUnderWay) {
     const std::string whole = hash_of(fresh(), changes), out = fresh();
     const Outcome stopped =
         train(out, changes, {.signal = SIGTERM, .signal_when = log_contains(out, "\"step\":7,")});
-    ASSERT_EQ(stopped.exit_code, 128 + SIGTERM) << stopped.err;
+    ASSERT_EQ(stopped.exit_code, kExitTryAgain) << stopped.err;
     const int64_t last = log_lines(out, "step").back()["step"];
     EXPECT_NE(stopped.err.find("at step " + std::to_string(last)), std::string::npos) << stopped.err;
     EXPECT_EQ(hash_of(out, changes), whole);
@@ -158,7 +159,7 @@ TEST_F(TrainDevice, KilledOrStoppedWhileACheckpointIsWritten) {
     const std::string out = fresh();
     const auto writing = [&] { return log_contains(out, "\"step\":5,")() && temporaries(out) > 0; };
     const Outcome stopped = train(out, changes, {.signal = SIGTERM, .signal_when = writing});
-    ASSERT_EQ(stopped.exit_code, 128 + SIGTERM) << stopped.err;
+    ASSERT_EQ(stopped.exit_code, kExitTryAgain) << stopped.err;
     EXPECT_EQ(temporaries(out), 0);
     const Outcome rest = train(out, changes);
     const int64_t last = log_lines(out, "step").back()["step"];

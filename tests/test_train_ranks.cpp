@@ -2,6 +2,7 @@
 // as one.
 #include "core/error.h"
 #include "core/log.h"
+#include "core/stop.h"
 #include "tests/run_ranks.h"
 #include "tests/toy_run.h"
 
@@ -109,7 +110,7 @@ TEST_F(TrainRanks, ASignalStopsAllAtOneStep) {
     const std::string whole = weights(train_on(0, fresh(), long_run)), out = fresh();
     const Outcome stopped =
         train_on(2, out, long_run, {.signal = SIGUSR1, .signal_when = log_contains(out, "\"step\":5,")});
-    EXPECT_EQ(stopped.exit_code, 128 + SIGUSR1) << stopped.err;
+    EXPECT_EQ(stopped.exit_code, kExitTryAgain) << stopped.err;
     EXPECT_EQ(count(stopped.err, "stopped by signal"), 1) << stopped.err;
     const int64_t last = log_lines(out, "step").back()["step"];
     EXPECT_LT(last, 40);
