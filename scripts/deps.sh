@@ -24,6 +24,11 @@ LIST
             ;;
         test) cat <<'LIST'
 libgtest-dev         GoogleTest
+slurmctld            a Slurm of one node, which the tests start and stop
+slurmd               its node
+slurm-client         sbatch, srun, scontrol
+munge                who is who in it
+iproute2             two hosts on one machine: network namespaces
 LIST
             ;;
         test-full) cat <<'LIST'
@@ -72,7 +77,8 @@ if [ -n "$unpack_into" ]; then
     for group in "$@"; do
         while read -r name why; do
             case $name in
-                g++ | binutils | git | clang-format | python3-venv | xz-utils) continue ;;  # programs, not libraries
+                # Programs, not libraries.
+                g++ | binutils | git | clang-format | python3-venv | xz-utils | slurm* | munge | iproute2) continue ;;
                 *openmpi*) continue ;;  # its mpicc would not be in the PATH there: that build has one rank
             esac
             names+=("$name")

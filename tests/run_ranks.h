@@ -21,7 +21,7 @@ inline pid_t pid_of_rank(int rank, const std::string& word) {
         };
         if (text("cmdline").find(word) == std::string::npos) continue;
         const std::string environment = std::string(1, '\0') + text("environ"), end(1, '\0');
-        for (const char* variable : {"OMPI_COMM_WORLD_RANK=", "PMI_RANK="}) {
+        for (const char* variable : {"OMPI_COMM_WORLD_RANK=", "PMI_RANK=", "PMIX_RANK="}) {
             const std::string value = variable + std::to_string(rank);
             if (environment.find(end + value + end) != std::string::npos) return std::stoi(name);
         }
