@@ -117,6 +117,10 @@ TEST_F(Launch, ASignalSavesTheRunAndTellsWhetherToComeBack) {
         EXPECT_EQ(stopped.err.find("restart"), std::string::npos) << "who was asked to stop stays away";
         EXPECT_EQ(stopped.out, "");
     }
+    // Before it listens to signals there is nothing to save.
+    const Outcome early = launch_here(
+        fresh(), changes, {.signal = SIGUSR1, .signal_when = [] { return pid_of_rank(0, root_) > 0; }});
+    EXPECT_EQ(early.exit_code, kExitTryAgain) << early.err;
     const Outcome rest = launch_here(out, changes);
     EXPECT_EQ(rest.exit_code, 0) << rest.err;
     EXPECT_EQ(weights(rest), whole);

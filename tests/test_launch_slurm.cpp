@@ -30,9 +30,13 @@ protected:
         return changes;
     }
     // Two ranks by sbatch into `out`; what they say goes into `out`.txt. The number of the job.
-    static std::string submit(const std::string& out, const std::vector<std::string>& changes) {
+    static std::string submit(const std::string& out, const std::vector<std::string>& changes,
+                              const std::string& launcher = "srun --mpi=pmix") {
         const std::string build = std::filesystem::path(program_path("train")).parent_path();
         std::vector<std::string> words = {"BUILD=" + build,
+                                          "LAUNCHER=" + launcher,
+                                          "OMPI_ALLOW_RUN_AS_ROOT=1",
+                                          "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
                                           "ASAN_OPTIONS=detect_leaks=0",
                                           "sbatch",
                                           "--parsable",
@@ -103,16 +107,19 @@ TEST_F(LaunchSlurm, AJobThatMustGoComesBackAndEndsWithTheSameBits) {
 
 TEST_F(LaunchSlurm, ABrokenJobComesBack) {
     const std::vector<std::string> changes = {"--steps", "60", "--checkpoint-every", "10"};
-    const std::string whole = hash_of(fresh(), with(changes)), out = fresh();
-    const std::string job = submit(out, changes);
-    ASSERT_TRUE(wait_for_steps(out, 30)) << said(out);
-    const pid_t pid = pid_of_rank(1, out);
-    ASSERT_GT(pid, 0);
-    ASSERT_EQ(kill(pid, SIGKILL), 0);
-    ASSERT_TRUE(wait_for(job, "JobState", "COMPLETED")) << slurm_->field(job, "JobState") << said(out);
-    EXPECT_EQ(slurm_->field(job, "Restarts"), "1");
-    EXPECT_NE(said(out).find("is queued again: broke with exit code "), std::string::npos) << said(out);
-    EXPECT_EQ(weights_of(out), whole) << said(out);
+    const std::string whole = hash_of(fresh(), with(changes));
+    for (const char* launcher : {"srun --mpi=pmix", "mpirun --quiet"}) {
+        SCOPED_TRACE(launcher);
+        const std::string out = fresh(), job = submit(out, changes, launcher);
+        ASSERT_TRUE(wait_for_steps(out, 30)) << said(out);
+        const pid_t pid = pid_of_rank(1, out);
+        ASSERT_GT(pid, 0);
+        ASSERT_EQ(kill(pid, SIGKILL), 0);
+        ASSERT_TRUE(wait_for(job, "JobState", "COMPLETED")) << slurm_->field(job, "JobState") << said(out);
+        EXPECT_EQ(slurm_->field(job, "Restarts"), "1");
+        EXPECT_NE(said(out).find("is queued again: broke with exit code "), std::string::npos) << said(out);
+        EXPECT_EQ(weights_of(out), whole) << said(out);
+    }
 }
 
 TEST_F(LaunchSlurm, WhatIsCancelledOrWrongStaysAway) {

@@ -2,7 +2,7 @@
 # GPT-2 124M from nothing, on 10 billion tokens of FineWeb: the run that llm.c made known, with its rate, batch and warm-up.
 #   scripts/launch/gpt2_124m.sh TRAIN_SHARDS VAL_SHARDS OUT [other flags of build/train]
 #   scripts/launch/gpt2_124m.sh 'fineweb10B/fineweb_train_*.bin' 'fineweb10B/fineweb_val_*.bin' runs/gpt2-124m
-#   Variables: TRAIN (build/train)  takes train's flags: 'sbatch scripts/launch/slurm.sbatch', scripts/launch/mpirun.sh
+#   Variables: TRAIN (build/train)  takes train's flags: 'sbatch --gres gpu:1 scripts/launch/slurm.sbatch'
 # Shards: llm.c's of FineWeb 10B as they are, or build/curate and build/tokenize encode with GPT-2's tokenizer.
 #
 #   tokens: 19073 steps x 524288 = 1.00e10, 80 a parameter

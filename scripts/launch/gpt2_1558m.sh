@@ -3,7 +3,7 @@
 # batch, steps and warm-up.
 #   scripts/launch/gpt2_1558m.sh TRAIN_SHARDS VAL_SHARDS OUT [other flags of build/train]
 #   scripts/launch/gpt2_1558m.sh 'edu_fineweb100B/*_train_*.bin' 'edu_fineweb100B/*_val_*.bin' runs/gpt2-1558m
-#   Variables: TRAIN (build/train)  takes train's flags: 'sbatch scripts/launch/slurm.sbatch', scripts/launch/mpirun.sh
+#   Variables: TRAIN (build/train)  takes train's flags: 'sbatch --gres gpu:1 scripts/launch/slurm.sbatch'
 # Shards: llm.c's of FineWeb-Edu 100B as they are, or build/curate and build/tokenize encode with GPT-2's tokenizer.
 #
 #   tokens: 32000 steps x 1048576 = 3.36e10, 22 a parameter

@@ -3,7 +3,7 @@
 # 15e12 tokens, 93 times as many.
 #   scripts/launch/llama_8b.sh TRAIN_SHARDS VAL_SHARDS OUT [other flags of build/train]
 #   scripts/launch/llama_8b.sh 'shards/train_*.bin' 'shards/val_*.bin' runs/llama-8b
-#   Variables: TRAIN (build/train)  takes train's flags: 'sbatch scripts/launch/slurm.sbatch', scripts/launch/mpirun.sh
+#   Variables: TRAIN (build/train)  takes train's flags: 'sbatch --gres gpu:1 scripts/launch/slurm.sbatch'
 # Shards: build/curate, then build/tokenize encode with Llama 3's tokenizer.
 #
 #   tokens: 38300 steps x 4194304 = 1.61e11, 20 a parameter

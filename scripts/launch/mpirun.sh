@@ -35,7 +35,7 @@ trap 'on_signal 75' USR1 TERM
 trap 'on_signal 130' INT HUP
 
 # Open MPI's own words for a host that is not there are many and do not name it.
-here=" localhost 127.0.0.1 $(hostname) $(hostname -I) "
+here=" localhost 127.0.0.1 $(hostname) $(hostname -f 2>/dev/null) $(hostname -I) "
 require_hosts() {
     local host said deadline=$((SECONDS + wait_s))
     for host in $hosts; do
@@ -59,7 +59,7 @@ for ((start = 0; ; start++)); do
     wait "$job"
     code=$?
     case $code in
-        75) exit "${asked:-75}" ;;
+        75 | 138) exit "${asked:-75}" ;;  # 138: SIGUSR1, when nobody listened yet
         0 | 2) exit "$code" ;;
     esac
     if [ -n "$asked" ] || [ "$start" -ge "$restarts" ]; then
