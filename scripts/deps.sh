@@ -24,8 +24,8 @@ LIST
             ;;
         test) cat <<'LIST'
 libgtest-dev         GoogleTest
-slurmctld            a Slurm of one node, which the tests start and stop
-slurmd               its node
+slurmctld            a Slurm of two nodes, which the tests start and stop
+slurmd               its nodes
 slurm-client         sbatch, srun, scontrol
 munge                who is who in it
 iproute2             two hosts on one machine: network namespaces

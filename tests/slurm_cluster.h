@@ -1,6 +1,6 @@
-// A Slurm of one node for a test: munged, slurmctld and slurmd of this machine's packages in a directory of
-// their own, on free ports, with the partition `low`, whose jobs must go when `high` wants their node. Needs
-// root.
+// A Slurm of two nodes for a test, both this machine: munged, slurmctld and two slurmd of its packages in a
+// directory of their own, on free ports, with the partition `low`, whose jobs must go when `high` wants their
+// nodes. Needs root.
 #pragma once
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -24,7 +24,8 @@ public:
     }
 
     explicit SlurmCluster(const std::string& directory) : root_(directory) {
-        for (const char* name : {"", "/munge", "/state", "/spool"}) make_directories(root_ + name);
+        for (const char* name : {"/munge", "/state", "/spool.n1", "/spool.n2", "/tmp.n1", "/tmp.n2"})
+            make_directories(root_ + name);
         std::filesystem::permissions(root_ + "/munge", std::filesystem::perms::owner_all);
         std::string key;
         for (uint64_t i = 0; i < 128; ++i)
@@ -32,13 +33,15 @@ public:
         write_file_atomic(root_ + "/munge/key", key);
         std::filesystem::permissions(root_ + "/munge/key", std::filesystem::perms::owner_read);
         write_file_atomic(root_ + "/slurm.conf", configuration());
-        start({"munged", "--foreground", "--force", "--key-file=" + root_ + "/munge/key",
-               "--socket=" + root_ + "/munge.socket", "--pid-file=" + root_ + "/munge/pid",
-               "--log-file=" + root_ + "/munge/log", "--seed-file=" + root_ + "/munge/seed"});
+        start("munged", {"munged", "--foreground", "--force", "--key-file=" + root_ + "/munge/key",
+                         "--socket=" + root_ + "/munge.socket", "--pid-file=" + root_ + "/munge/pid",
+                         "--log-file=" + root_ + "/munge/log", "--seed-file=" + root_ + "/munge/seed"});
         if (!wait_until(10, [&] { return path_exists(root_ + "/munge.socket"); })) return;
-        start({"slurmctld", "-D"});
-        start({"slurmd", "-D", "-N", "node"});
-        started_ = wait_until(30, [&] { return command({"sinfo", "-h", "-o", "%T"}).out == "idle\n"; });
+        start("slurmctld", {"slurmctld", "-D"});
+        for (const char* node : {"n1", "n2"}) start(node, {"slurmd", "-D", "-N", node});
+        started_ = wait_until(30, [&] {
+            return command({"sinfo", "-h", "-p", "low", "-o", "%T %D"}).out == "idle 2\n";
+        });
     }
     ~SlurmCluster() {
         if (started_) {
@@ -55,7 +58,7 @@ public:
     bool started() const { return started_; }
     std::string log() const {
         std::string text;
-        for (const char* name : {"munged", "slurmctld", "slurmd"})
+        for (const char* name : {"munged", "slurmctld", "n1", "n2"})
             if (path_exists(root_ + "/" + name + ".log")) text += read_file(root_ + "/" + name + ".log");
         return text;
     }
@@ -86,35 +89,54 @@ private:
     static std::string sbin(const std::string& program) { return "/usr/sbin/" + program; }
 
     std::string configuration() const {
-        const int listeners[] = {listener(), listener()};
-        std::string ports[2];
-        for (const int i : {0, 1}) {
-            sockaddr_in address{};
-            socklen_t size = sizeof address;
-            getsockname(listeners[i], reinterpret_cast<sockaddr*>(&address), &size);
-            ports[i] = std::to_string(ntohs(address.sin_port));
-        }
-        for (const int fd : listeners) close(fd);
         char host[256] = {};
         gethostname(host, sizeof host - 1);
-        const std::string name = std::string(host).substr(0, std::string(host).find('.'));
-        return "ClusterName=ingot\nSlurmctldHost=" + name + "(127.0.0.1)\nSlurmctldPort=" + ports[0] +
-               "\nSlurmdPort=" + ports[1] +
-               "\nSlurmUser=root\nSlurmdUser=root\nAuthType=auth/munge\nCredType=cred/munge\n"
-               // A job that is queued again waits for as long as a credential lasts: 5 s is the least.
-               "AuthInfo=socket=" +
-               root_ + "/munge.socket,cred_expire=5\nStateSaveLocation=" + root_ +
-               "/state\nSlurmdSpoolDir=" + root_ + "/spool\nSlurmctldPidFile=" + root_ +
-               "/slurmctld.pid\nSlurmdPidFile=" + root_ +
-               "/slurmd.pid\nProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nMpiDefault=none\n"
-               "SelectType=select/cons_tres\nSelectTypeParameters=CR_CPU\nSlurmdParameters=config_overrides\n"
-               "SchedulerParameters=sched_interval=1\nPreemptType=preempt/partition_prio\n"
-               "PreemptMode=REQUEUE\nSlurmctldParameters=preempt_send_user_signal\n"
-               "NodeName=node NodeHostname=" +
-               name +
-               " NodeAddr=127.0.0.1 CPUs=2\n"
-               "PartitionName=low Nodes=node Default=YES PriorityTier=1 GraceTime=30\n"
-               "PartitionName=high Nodes=node PriorityTier=2 PreemptMode=OFF\n";
+        std::vector<std::pair<std::string, std::string>> words = {
+            {"@ROOT", root_}, {"@HOST", std::string(host).substr(0, std::string(host).find('.'))}};
+        std::vector<int> listeners;  // all open at once: three different ports
+        for (const char* word : {"@PORT0", "@PORT1", "@PORT2"}) {
+            listeners.push_back(listener());
+            sockaddr_in address{};
+            socklen_t size = sizeof address;
+            getsockname(listeners.back(), reinterpret_cast<sockaddr*>(&address), &size);
+            words.emplace_back(word, std::to_string(ntohs(address.sin_port)));
+        }
+        for (const int fd : listeners) close(fd);
+        // A job that is queued again waits for as long as a credential lasts: 5 s is the least. PMIx of both
+        // nodes must not meet in one /tmp.
+        std::string text = R"(ClusterName=ingot
+SlurmctldHost=@HOST(127.0.0.1)
+SlurmctldPort=@PORT0
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket=@ROOT/munge.socket,cred_expire=5
+StateSaveLocation=@ROOT/state
+SlurmdSpoolDir=@ROOT/spool.%n
+TmpFS=@ROOT/tmp.%n
+SlurmctldPidFile=@ROOT/slurmctld.pid
+SlurmdPidFile=@ROOT/%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+NodeName=n1 NodeHostname=@HOST NodeAddr=127.0.0.1 Port=@PORT1 CPUs=1
+NodeName=n2 NodeHostname=@HOST NodeAddr=127.0.0.1 Port=@PORT2 CPUs=1
+PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 GraceTime=30
+PartitionName=high Nodes=n[1-2] PriorityTier=2 PreemptMode=OFF
+)";
+        for (const auto& [word, value] : words)
+            for (size_t at = text.find(word); at != std::string::npos;
+                 at = text.find(word, at + value.size()))
+                text.replace(at, word.size(), value);
+        return text;
     }
     static int listener() {
         const int fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -124,8 +146,8 @@ private:
         bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address);
         return fd;
     }
-    void start(const std::vector<std::string>& words) {
-        const std::string program = sbin(words[0]), log = root_ + "/" + words[0] + ".log";
+    void start(const std::string& name, const std::vector<std::string>& words) {
+        const std::string program = sbin(words[0]), log = root_ + "/" + name + ".log";
         write_file_atomic(log, "");
         std::vector<char*> argv;
         for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));

@@ -1,4 +1,4 @@
-// scripts/launch/slurm.sbatch under a real Slurm of one node: jobs that are warned, preempted, requeued,
+// scripts/launch/slurm.sbatch under a real Slurm of two nodes: jobs that are warned, preempted, requeued,
 // cancelled or broken, and what they end with.
 #include "tests/run_ranks.h"
 #include "tests/slurm_cluster.h"
@@ -29,7 +29,8 @@ protected:
         changes.insert(changes.end(), more.begin(), more.end());
         return changes;
     }
-    // Two ranks by sbatch into `out`; what they say goes into `out`.txt. The number of the job.
+    // A rank on each of two nodes, by sbatch, into `out`; what they say goes into `out`.txt. The number of
+    // the job.
     static std::string submit(const std::string& out, const std::vector<std::string>& changes,
                               const std::string& launcher = "srun --mpi=pmix") {
         const std::string build = std::filesystem::path(program_path("train")).parent_path();
@@ -40,7 +41,7 @@ protected:
                                           "ASAN_OPTIONS=detect_leaks=0",
                                           "sbatch",
                                           "--parsable",
-                                          "--ntasks-per-node",
+                                          "--nodes",
                                           "2",
                                           "--output",
                                           out + ".txt",
@@ -86,7 +87,7 @@ TEST_F(LaunchSlurm, AJobThatMustGoComesBackAndEndsWithTheSameBits) {
          {// The warning ahead of the time limit, as Slurm sends it.
           std::vector<std::string>{"scancel", "--signal=USR1", "--batch", job},
           // A job that is more important.
-          {"srun", "--partition", "high", "--ntasks", "2", "hostname"},
+          {"srun", "--partition", "high", "--nodes", "2", "hostname"},
           // An administrator.
           {"scontrol", "requeue", job}}) {
         SCOPED_TRACE(words[0]);
