@@ -104,7 +104,7 @@ std::string host_of(pid_t pid) {
 }  // namespace
 
 TEST_F(Launch, ASignalSavesTheRunAndTellsWhetherToComeBack) {
-    const std::vector<std::string> changes = {"--steps", "300"};
+    const std::vector<std::string> changes = {"--steps", "150"};
     const std::string whole = hash_of(fresh(), with(changes)), out = fresh();
     for (const auto& [signal, exit_code] :
          {std::pair{SIGUSR1, kExitTryAgain}, {SIGTERM, kExitTryAgain}, {SIGINT, 130}}) {
@@ -124,7 +124,7 @@ TEST_F(Launch, ASignalSavesTheRunAndTellsWhetherToComeBack) {
     const Outcome rest = launch_here(out, changes);
     EXPECT_EQ(rest.exit_code, 0) << rest.err;
     EXPECT_EQ(weights(rest), whole);
-    EXPECT_EQ(count_steps(out), 300) << "none twice: each stop was saved";
+    EXPECT_EQ(count_steps(out), 150) << "none twice: each stop was saved";
 }
 
 TEST_F(Launch, AJobThatBreaksIsStartedAgain) {

@@ -28,8 +28,10 @@ hosts=$(sed 's/#.*//' "$hostfile" | awk 'NF { print $1 }')
 
 asked='' job=''
 on_signal() {
+    local signal=USR1  # not SIGTERM: mpirun kills its ranks a second after that
+    [ "$asked $1" = "130 130" ] && signal=TERM  # who types Ctrl-C twice does not want to wait for a checkpoint
     asked=$1
-    [ -n "$job" ] && kill -USR1 "$job" 2>/dev/null  # not SIGTERM: mpirun kills its ranks a second after that
+    [ -n "$job" ] && kill -"$signal" "$job" 2>/dev/null
 }
 trap 'on_signal 75' USR1 TERM
 trap 'on_signal 130' INT HUP
@@ -50,7 +52,9 @@ require_hosts() {
 }
 
 for ((start = 0; ; start++)); do
+    job=''
     require_hosts
+    [ -n "$asked" ] && exit "$asked"
     # A session of its own: a terminal's Ctrl-C must reach this script alone.
     setsid "${mpirun[@]}" --hostfile "$hostfile" --mca plm_rsh_agent "$rsh" "${place[@]}" "$train" "$@" </dev/null &
     job=$!
