@@ -107,12 +107,12 @@ TEST_F(LaunchSlurm, AJobThatMustGoComesBackAndEndsWithTheSameBits) {
 }
 
 TEST_F(LaunchSlurm, ABrokenJobComesBack) {
-    const std::vector<std::string> changes = {"--steps", "60", "--checkpoint-every", "10"};
+    const std::vector<std::string> changes = {"--steps", "40", "--checkpoint-every", "5"};
     const std::string whole = hash_of(fresh(), with(changes));
     for (const char* launcher : {"srun --mpi=pmix", "mpirun --quiet"}) {
         SCOPED_TRACE(launcher);
         const std::string out = fresh(), job = submit(out, changes, launcher);
-        ASSERT_TRUE(wait_for_steps(out, 30)) << said(out);
+        ASSERT_TRUE(wait_for_steps(out, 12)) << said(out);
         const pid_t pid = pid_of_rank(1, out);
         ASSERT_GT(pid, 0);
         ASSERT_EQ(kill(pid, SIGKILL), 0);
