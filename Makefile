@@ -117,7 +117,7 @@ $(BUILD)/libkernels.a: $(KERNEL_SOURCES:kernels/%.cpp=$(BUILD)/kernels/plain/%.o
 LIBRARIES := $(foreach layer,eval model data tokenizer kernels gpu core,$(BUILD)/lib$(layer).a)
 # kernels and core know of the gpu library, and it of them.
 LINKED    := -Wl,--start-group $(LIBRARIES) -Wl,--end-group
-LDLIBS    := $(CUDA_LIBS) -Wl,--as-needed $(MPI_LIBS) -Wl,--no-as-needed -lsimdjson -lgumbo -lzstd -lxxhash -lsodium
+LDLIBS    := $(CUDA_LIBS) -Wl,--as-needed $(MPI_LIBS) -Wl,--no-as-needed -lsimdjson -lgumbo -lzstd -lxxhash -lcrypto
 
 # ---- programs ------------------------------------------------------------------------------------------------------
 MAINS    := $(wildcard core/*_main.cpp tokenizer/*_main.cpp data/*_main.cpp model/*_main.cpp eval/*_main.cpp)

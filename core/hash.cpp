@@ -1,6 +1,9 @@
-// Hashes of bytes and files: SHA-256 by libsodium, XXH3-128 by xxHash. Declared in core/io.h.
-#include <sodium.h>
+// Hashes of bytes and files: SHA-256 by OpenSSL's libcrypto, which uses the processor's own instructions, and
+// XXH3-128 by xxHash. Declared in core/io.h.
+#include <openssl/evp.h>
 #include <xxhash.h>
+
+#include <memory>
 
 #include "core/error.h"
 #include "core/io.h"
@@ -17,13 +20,31 @@ std::string hex_digits(const unsigned char* bytes, size_t count) {
     return text;
 }
 
+class Sha256 {
+public:
+    Sha256() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
+        CHECK(context_ && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1, "no SHA-256");
+    }
+    void add(const void* data, int64_t bytes) {
+        CHECK(EVP_DigestUpdate(context_.get(), data, static_cast<size_t>(bytes)) == 1, cat({bytes}));
+    }
+    std::string hex() {
+        unsigned char digest[EVP_MAX_MD_SIZE];
+        unsigned int size = 0;
+        CHECK(EVP_DigestFinal_ex(context_.get(), digest, &size) == 1, "no digest");
+        return hex_digits(digest, size);
+    }
+
+private:
+    std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
+};
+
 }  // namespace
 
 std::string sha256_hex(const void* data, int64_t bytes) {
-    unsigned char digest[crypto_hash_sha256_BYTES];
-    crypto_hash_sha256(digest, static_cast<const unsigned char*>(data),
-                       static_cast<unsigned long long>(bytes));
-    return hex_digits(digest, sizeof digest);
+    Sha256 hash;
+    hash.add(data, bytes);
+    return hash.hex();
 }
 
 std::string sha256_hex(std::string_view text) {
@@ -32,15 +53,9 @@ std::string sha256_hex(std::string_view text) {
 
 std::string sha256_file(const std::string& path) {
     // Read, not mapped: the pages of a map would count as this process's memory.
-    crypto_hash_sha256_state state;
-    crypto_hash_sha256_init(&state);
-    read_pieces(path, [&](const void* data, int64_t bytes) {
-        crypto_hash_sha256_update(&state, static_cast<const unsigned char*>(data),
-                                  static_cast<unsigned long long>(bytes));
-    });
-    unsigned char digest[crypto_hash_sha256_BYTES];
-    crypto_hash_sha256_final(&state, digest);
-    return hex_digits(digest, sizeof digest);
+    Sha256 hash;
+    read_pieces(path, [&](const void* data, int64_t bytes) { hash.add(data, bytes); });
+    return hash.hex();
 }
 
 Hash128 hash128(const void* data, int64_t bytes, uint64_t seed) {

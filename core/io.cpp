@@ -265,6 +265,31 @@ void AtomicDirectory::commit() {
     sync_path(parent_of(path_));
 }
 
+void create_file_of_size(const std::string& path, int64_t bytes) {
+    const Descriptor file{open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)};
+    if (file.fd < 0) fail_file("create file", path, errno);
+    int error = bytes > 0 && fallocate(file.fd, 0, 0, bytes) != 0 ? errno : 0;
+    // Not every file system can promise room.
+    if (error == EOPNOTSUPP || error == ENOSYS) error = ftruncate(file.fd, bytes) != 0 ? errno : 0;
+    if (error != 0) fail_write(path, bytes, error);
+}
+
+SharedFile::SharedFile(const std::string& path) : path_(path), fd_(open(path.c_str(), O_WRONLY | O_CLOEXEC)) {
+    if (fd_ < 0)
+        fail_file("open file", path, errno,
+                  errno == ENOENT ? "all ranks must see one and the same directory" : "");
+}
+SharedFile::~SharedFile() { ::close(fd_); }
+
+void SharedFile::write_at(int64_t offset, const void* data, int64_t bytes) {
+    const int error = write_all(fd_, offset, data, bytes);
+    if (error != 0) fail_write(path_, bytes, error);
+}
+
+void SharedFile::sync() {
+    if (fsync(fd_) != 0) fail_write(path_, 0, errno);
+}
+
 std::string read_file(const std::string& path) {
     const Descriptor file{open_for_reading(path)};
     struct stat status;

@@ -68,6 +68,23 @@ private:
     bool committed_ = false;
 };
 
+// A file that several processes fill at once, each its own bytes. One of them creates it in its whole length,
+// of zeros: a disk without room for it refuses there. The others open what is there.
+void create_file_of_size(const std::string& path, int64_t bytes);
+class SharedFile {
+public:
+    explicit SharedFile(const std::string& path);  // to write only
+    ~SharedFile();
+    SharedFile(const SharedFile&) = delete;
+    SharedFile& operator=(const SharedFile&) = delete;
+    void write_at(int64_t offset, const void* data, int64_t bytes);
+    void sync();  // what has been written is on the disk
+
+private:
+    std::string path_;
+    int fd_;
+};
+
 // Under what name this process writes `path`, in the form that AtomicDirectory uses, and whether a name of
 // that form belongs to a writer that is gone for certain: this host's, and no such process.
 constexpr const char* kTemporaryMark = ".tmp-";
@@ -93,7 +110,7 @@ std::vector<std::string> list_directory(const std::string& path);  // names, sor
 // InputError that names it and `flag`.
 std::vector<std::string> expand_globs(const std::string& patterns, const std::string& flag);
 
-// SHA-256 (libsodium): custody of files. Lower-case hex.
+// SHA-256 (libcrypto): custody of files. Lower-case hex.
 std::string sha256_hex(const void* data, int64_t bytes);
 std::string sha256_hex(std::string_view text);
 std::string sha256_file(const std::string& path);

@@ -16,7 +16,7 @@ nlohmann-json3-dev   config.json, tokenizer.json, manifests
 libsimdjson-dev      reading JSONL documents
 libzstd-dev          .jsonl.zst documents
 libxxhash-dev        deduplication keys, hashes of weights
-libsodium-dev        SHA-256 of files
+libssl-dev           SHA-256 of files
 libgumbo-dev         HTML
 libopenmpi-dev       ranks (MPICH does as well)
 openmpi-bin          mpirun

@@ -136,7 +136,7 @@ wanted() { case $chosen in *" $1 "*) ;; *) return 1 ;; esac; }
 
 # ---- where headers, libraries and GoogleTest are -------------------------------------------------------------------
 if [ -n "${DEPS_DIR:-}" ]; then
-    libraries=$(find "$PWD/$DEPS_DIR/usr/lib" "$DEPS_DIR/usr/lib" -name 'libsodium.*' -printf '%h\n' 2>/dev/null | head -n 1)
+    libraries=$(find "$PWD/$DEPS_DIR/usr/lib" "$DEPS_DIR/usr/lib" -name 'libxxhash.*' -printf '%h\n' 2>/dev/null | head -n 1)
     root=${libraries%/usr/lib*}
     export CPATH=$root/usr/include${CPATH:+:$CPATH} LIBRARY_PATH=$libraries${LIBRARY_PATH:+:$LIBRARY_PATH}
     export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
@@ -148,7 +148,7 @@ absent() { # HEADER:PACKAGE... -> the packages whose header the compiler does no
 }
 missing=
 wanted build && missing=$(absent CLI/CLI.hpp:libcli11-dev nlohmann/json.hpp:nlohmann-json3-dev simdjson.h:libsimdjson-dev \
-    zstd.h:libzstd-dev xxhash.h:libxxhash-dev sodium.h:libsodium-dev gumbo.h:libgumbo-dev)
+    zstd.h:libzstd-dev xxhash.h:libxxhash-dev openssl/evp.h:libssl-dev gumbo.h:libgumbo-dev)
 own_gtest=$(realpath -m "$build/gtest")
 build_googletest() { # from sources, into $build/gtest
     local from=

@@ -323,6 +323,33 @@ TEST_F(Files, AtomicFileRemovesOnlyDeadWritersLeftovers) {
     EXPECT_EQ(read_file(path("a")), "whole");
 }
 
+TEST_F(Files, SharedFileIsFilledFromAnywhere) {
+    create_file_of_size(path("a"), 10);
+    EXPECT_EQ(read_file(path("a")), std::string(10, '\0'));
+    {
+        SharedFile one(path("a")), other(path("a"));
+        other.write_at(7, "xyz", 3);
+        one.write_at(0, "abc", 3);
+        one.sync();
+    }
+    EXPECT_EQ(read_file(path("a")), "abc" + std::string(4, '\0') + "xyz");
+    create_file_of_size(path("a"), 0);
+    EXPECT_EQ(read_file(path("a")), "");
+    EXPECT_EQ(complaint([&] { SharedFile file(path("b")); }),
+              "cannot open file: DIR/b"
+              ": No such file or directory  hint: all ranks must see one and the same directory");
+    // Room is taken when the file is made, not when it is filled.
+    struct rlimit before;
+    getrlimit(RLIMIT_FSIZE, &before);
+    const auto handler = signal(SIGXFSZ, SIG_IGN);
+    const struct rlimit small = {5000, before.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &small);
+    const std::string told = complaint([&] { create_file_of_size(path("c"), 5001); });
+    setrlimit(RLIMIT_FSIZE, &before);
+    signal(SIGXFSZ, handler);
+    EXPECT_NE(told.find("cannot write file: DIR/c: File too large"), std::string::npos) << told;
+}
+
 TEST_F(Files, AppendLine) {
     append_line(path("log"), "one");
     append_line(path("log"), "two");
