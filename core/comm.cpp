@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <sstream>
+#include <utility>
 
 #include "core/error.h"
 
@@ -29,14 +30,29 @@ void check_exchange(std::span<const Tensor> arrays, std::span<const int> num_arr
     }
 }
 
+namespace {
+// Elements of one piece that go at a time: what is received from all ranks must stay small, but a part as
+// large as a layer is what can be under way while something else is computed.
+constexpr int64_t kStagingBytes = int64_t{256} << 20, kSmallestPartBytes = int64_t{1} << 20;
+}  // namespace
+
+int64_t exchange_part(int64_t num_pieces) {
+    return std::max(kSmallestPartBytes, kStagingBytes / std::max<int64_t>(1, num_pieces)) /
+           static_cast<int64_t>(sizeof(float));
+}
+int64_t Comm::exchange_bytes(int64_t count, int64_t num_pieces) {
+    return num_pieces * std::min(count, exchange_part(num_pieces)) * static_cast<int64_t>(sizeof(float));
+}
+
 void Comm::reduce_scatter_sum(Tensor full, const Split& split) {
     const std::vector<int> one_each(static_cast<size_t>(size()), 1);
-    exchange({&full, 1}, one_each, split, [&](int64_t begin, int64_t count, std::span<float* const> pieces) {
-        float* const sum = pieces[0];
-        for (const float* piece : pieces.subspan(1))
-            for (int64_t i = 0; i < count; ++i) sum[i] += piece[i];
-        std::copy_n(sum, count, full.as<float>() + begin);
-    });
+    exchange({&full, 1}, one_each, split,
+             [full](int64_t begin, int64_t count, std::span<float* const> pieces) {
+                 float* const sum = pieces[0];
+                 for (const float* piece : pieces.subspan(1))
+                     for (int64_t i = 0; i < count; ++i) sum[i] += piece[i];
+                 std::copy_n(sum, count, full.as<float>() + begin);
+             });
 }
 
 std::string broadcast_text(Comm& comm, const std::string& text, int root) {
@@ -71,19 +87,36 @@ void require_same(Comm& comm, const std::string& what, const std::string& value,
 
 namespace {
 
+// Nothing is under way with one rank; what was to be done in wait() is done there all the same.
+class Done final : public Pending {
+public:
+    explicit Done(std::function<void()> rest = {}) : rest_(std::move(rest)) {}
+    void wait() override {
+        if (rest_) std::exchange(rest_, {})();
+    }
+
+private:
+    std::function<void()> rest_;
+};
+
 class SelfComm final : public Comm {
 public:
     int rank() const override { return 0; }
     int size() const override { return 1; }
     void barrier() override {}
     void all_reduce_sum(Tensor t) override { check_sum("all_reduce_sum", t); }
-    void all_gather(Tensor full, const Split& split) override { check_split("all_gather", full, split, 1); }
-    void exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays, const Split& split,
-                  const Take& take) override {
+    std::unique_ptr<Pending> start_all_gather(Tensor full, const Split& split) override {
+        check_split("all_gather", full, split, 1);
+        return std::make_unique<Done>();
+    }
+    std::unique_ptr<Pending> start_exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays,
+                                            const Split& split, Take take) override {
         check_exchange(arrays, num_arrays, split, 0, 1);
         std::vector<float*> pieces;
         for (const Tensor& array : arrays) pieces.push_back(array.as<float>());
-        if (split.size > 0) take(0, split.size, pieces);
+        return std::make_unique<Done>([=, take = std::move(take), size = split.size] {
+            if (size > 0) take(0, size, pieces);
+        });
     }
     void broadcast(Tensor, int root) override { CHECK(root == 0, cat({"broadcast: root=", root})); }
     int64_t bytes_sent() const override { return 0; }

@@ -1,9 +1,10 @@
 // Communication between the ranks of a job: MPI where a launcher started the program (mpirun, srun, the MPI
-// Operator), else `self`, one rank. Every rank makes the same calls in the same order, from one thread. Sums
-// are taken in the order of ranks, so equal inputs give equal bits, whatever the network does. Tensors are
-// the CPU's.
+// Operator), else `self`, one rank. Every rank makes the same calls in the same order, from one thread;
+// others may be made between the start of a collective and the wait for it. Sums are taken in the order of
+// ranks, so equal inputs give equal bits, whatever the network does. Tensors are the CPU's.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -13,18 +14,28 @@
 
 #include "core/tensor.h"
 
-// Who owns which elements of a flat array: contiguous ranges in the order of ranks, as even as blocks of
-// kBlock elements allow. Nothing has to divide; with many ranks some may own nothing.
+// Who owns which elements of a flat array: contiguous ranges in the order of ranks. Nothing has to divide;
+// with many ranks some may own nothing.
 struct Split {
     static constexpr int64_t kBlock = 64;
     int64_t size = 0;
     int num_ranks = 1;
+    std::vector<int64_t> begins = {};  // num_ranks + 1; empty: as even as blocks of kBlock elements allow
 
     int64_t begin(int rank) const {  // begin(num_ranks) is size
+        if (!begins.empty()) return begins[static_cast<size_t>(rank)];
         const int64_t blocks = (size + kBlock - 1) / kBlock;
         return std::min(size, blocks * rank / num_ranks * kBlock);
     }
     int64_t count(int rank) const { return begin(rank + 1) - begin(rank); }
+};
+
+// A collective under way. Its tensors must stay as they are until wait() has returned; not waiting for it is
+// a fault of the program.
+class Pending {
+public:
+    virtual ~Pending() = default;
+    virtual void wait() = 0;
 };
 
 class Comm {
@@ -39,14 +50,29 @@ public:
     // is called for one chunk of this rank's range after another, with `count` elements from `begin` on of
     // every array, in the order of ranks. It may overwrite the pieces; this rank's own are the arrays
     // themselves.
+    // take() is called in wait(), in the thread that waits.
     using Take = std::function<void(int64_t begin, int64_t count, std::span<float* const> pieces)>;
-    virtual void exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays, const Split& split,
-                          const Take& take) = 0;
+    virtual std::unique_ptr<Pending> start_exchange(std::span<const Tensor> arrays,
+                                                    std::span<const int> num_arrays, const Split& split,
+                                                    Take take) = 0;
+    // Memory that one exchange of a range of `count` elements takes beside the arrays, of num_pieces arrays
+    // in all.
+    static int64_t exchange_bytes(int64_t count, int64_t num_pieces);
+    void exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays, const Split& split,
+                  Take take) {
+        start_exchange(arrays, num_arrays, split, std::move(take))->wait();
+    }
     // full [split.size] f32: this rank's range becomes the sum of everybody's; the rest stays as it was.
     void reduce_scatter_sum(Tensor full, const Split& split);
     // full [split.size] of any type: everybody's own range reaches everybody.
-    virtual void all_gather(Tensor full, const Split& split) = 0;
+    virtual std::unique_ptr<Pending> start_all_gather(Tensor full, const Split& split) = 0;
+    void all_gather(Tensor full, const Split& split) { start_all_gather(full, split)->wait(); }
     virtual void broadcast(Tensor t, int root) = 0;
+    // May be read by any thread. Counts the beginnings and the ends of waits for others: odd during one.
+    int64_t waits() const { return waits_; }
+    // The rank that this one has waited for long, as far as it knows.
+    static constexpr int kNobody = -1;
+    int waits_for() const { return waits_for_; }
     // Bytes that this rank has sent to others by all of these so far.
     virtual int64_t bytes_sent() const = 0;
     virtual std::string host(int rank) const = 0;
@@ -54,6 +80,10 @@ public:
     // Ends the job on all ranks, with one line however many of them call; which rank it is from is added
     // where that is not rank 0.
     [[noreturn]] virtual void abort_all(const std::string& line, int exit_code) = 0;
+
+protected:
+    std::atomic<int64_t> waits_{0};
+    std::atomic<int> waits_for_{kNobody};
 };
 std::unique_ptr<Comm> make_self_comm();
 
@@ -72,5 +102,6 @@ int run_main_of_ranks(int argc, char** argv, int (*body)(Comm& comm, int argc, c
 // Both backends'; they throw InternalError.
 void check_sum(const char* collective, const Tensor& t);  // f32 or f64
 void check_split(const char* collective, const Tensor& full, const Split& split, int num_ranks);
+int64_t exchange_part(int64_t num_pieces);  // elements of a piece that one call of take() gets at most
 void check_exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays, const Split& split,
                     int rank, int num_ranks);

@@ -5,18 +5,23 @@
 #define OMPI_SKIP_MPICXX 1  // no C++ bindings: MPI has dropped them
 #define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
+#include <sched.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <cstdio>
+#include <utility>
 #include <vector>
 
 #include "core/comm.h"
 #include "core/error.h"
+#include "core/log.h"
+#include "core/stop.h"
 
 namespace {
 
+constexpr double kLongWait = 0.5;                    // seconds
 constexpr int64_t kMessageBytes = int64_t{1} << 30;  // of one message: MPI counts in int
-constexpr int64_t kStagingBytes = int64_t{4} << 20;  // of one rank's part of a sum
 
 void require(int code, const char* call) {
     if (code == MPI_SUCCESS) return;
@@ -47,7 +52,10 @@ public:
 
     int rank() const override { return rank_; }
     int size() const override { return size_; }
-    void barrier() override { REQUIRE(MPI_Barrier(MPI_COMM_WORLD)); }
+    void barrier() override {
+        const Waiting here(*this, kNobody);
+        REQUIRE(MPI_Barrier(MPI_COMM_WORLD));
+    }
 
     void all_reduce_sum(Tensor t) override {
         check_sum("all_reduce_sum", t);
@@ -65,56 +73,26 @@ public:
         }
     }
 
-    void exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays, const Split& split,
-                  const Take& take) override {
+    std::unique_ptr<Pending> start_exchange(std::span<const Tensor> arrays, std::span<const int> num_arrays,
+                                            const Split& split, Take take) override {
         check_exchange(arrays, num_arrays, split, rank_, size_);
-        // In parts, so that what is received from all ranks stays small.
-        int64_t longest = 0, num_pieces = 0;
-        std::vector<int64_t> first_piece;  // of each rank
-        for (int r = 0; r < size_; ++r) {
-            longest = std::max(longest, split.count(r));
-            first_piece.push_back(num_pieces);
-            num_pieces += num_arrays[static_cast<size_t>(r)];
-        }
-        constexpr int64_t kPart = kStagingBytes / static_cast<int64_t>(sizeof(float));
-        staging_.resize(static_cast<size_t>(std::min(longest, kPart) * num_pieces));
-        const auto length = [&](int rank, int64_t part) {
-            return std::clamp<int64_t>(split.count(rank) - part, 0, kPart);
-        };
-        std::vector<float*> pieces(static_cast<size_t>(num_pieces));
-        for (int64_t part = 0; part < longest; part += kPart) {
-            const int64_t mine = length(rank_, part);
-            for (int64_t p = 0; p < num_pieces; ++p)
-                pieces[static_cast<size_t>(p)] = staging_.data() + p * mine;
-            const auto piece = [&](int rank, int64_t array) -> float*& {
-                return pieces[static_cast<size_t>(first_piece[static_cast<size_t>(rank)] + array)];
-            };
-            for_each_round([&](int to, int from) {
-                Messages messages;
-                for (int64_t k = 0; k < num_arrays[static_cast<size_t>(from)]; ++k)
-                    receive(messages, piece(from, k), mine * int64_t{sizeof(float)}, from);
-                for (const Tensor& array : arrays)
-                    send(messages, array.as<float>() + split.begin(to) + part,
-                         length(to, part) * int64_t{sizeof(float)}, to);
-                wait_for(messages);
-            });
-            const int64_t begin = split.begin(rank_) + part;
-            for (size_t k = 0; k < arrays.size(); ++k)
-                piece(rank_, static_cast<int64_t>(k)) = arrays[k].as<float>() + begin;
-            if (mine > 0) take(begin, mine, pieces);
-        }
+        return std::make_unique<Exchange>(*this, arrays, num_arrays, split, std::move(take));
     }
 
-    void all_gather(Tensor full, const Split& split) override {
+    std::unique_ptr<Pending> start_all_gather(Tensor full, const Split& split) override {
         check_split("all_gather", full, split, size_);
+        const int64_t element = dtype_bytes(full.dtype);
+        auto gather = std::make_unique<Gather>(*this);
         for_each_round([&](int to, int from) {
-            swap(at(full, split.begin(rank_)), split.count(rank_) * dtype_bytes(full.dtype), to,
-                 at(full, split.begin(from)), split.count(from) * dtype_bytes(full.dtype), from);
+            receive(gather->messages, at(full, split.begin(from)), split.count(from) * element, from);
+            send(gather->messages, at(full, split.begin(rank_)), split.count(rank_) * element, to);
         });
+        return gather;
     }
 
     void broadcast(Tensor t, int root) override {
         CHECK(t.on_host() && root >= 0 && root < size_, cat({shape_text(t), " root=", root}));
+        const Waiting here(*this, rank_ == root ? kNobody : root);
         for_each_message(t.bytes(), [&](int64_t begin, int count) {
             REQUIRE(MPI_Bcast(static_cast<uint8_t*>(t.data) + begin, count, MPI_BYTE, root, MPI_COMM_WORLD));
         });
@@ -127,7 +105,11 @@ public:
 
     void abort_all(const std::string& line, int exit_code) override {
         // All ranks see most mistakes at once. One line is enough: the others would be late with theirs.
-        if (rank_ != 0) usleep(2'000'000);
+        // The launcher ends them, first by a signal that a program may take for a wish to stop.
+        for (int i = 0; rank_ != 0 && i < 50; ++i) {
+            if (stop_signal() == SIGTERM) _exit(exit_code);
+            usleep(100'000);
+        }
         const std::string from = rank_ == 0 ? "" : cat({"  (rank ", rank_, " on ", host(rank_), ")"});
         std::fprintf(stderr, "%s%s\n", line.c_str(), from.c_str());
         std::fflush(nullptr);
@@ -136,6 +118,123 @@ public:
     }
 
 private:
+    struct Messages {
+        std::vector<MPI_Request> requests;
+        std::vector<int> peers;  // of each
+    };
+
+    class Waiting {
+    public:
+        Waiting(MpiComm& comm, int for_rank) : comm_(comm) {
+            comm_.waits_for_ = for_rank;
+            ++comm_.waits_;
+        }
+        ~Waiting() {
+            ++comm_.waits_;
+            comm_.waits_for_ = kNobody;
+        }
+
+    private:
+        MpiComm& comm_;
+    };
+
+    class Gather final : public Pending {
+    public:
+        explicit Gather(MpiComm& comm) : comm_(comm) {}
+        void wait() override { comm_.wait_for(messages); }
+        Messages messages;
+
+    private:
+        MpiComm& comm_;
+    };
+
+    // One part of everybody's ranges after another; the first is under way from the start.
+    class Exchange final : public Pending {
+    public:
+        Exchange(MpiComm& comm, std::span<const Tensor> arrays, std::span<const int> num_arrays,
+                 const Split& split, Take take)
+            : comm_(comm),
+              arrays_(arrays.begin(), arrays.end()),
+              num_arrays_(num_arrays.begin(), num_arrays.end()),
+              split_(split),
+              take_(std::move(take)) {
+            int64_t num_pieces = 0;
+            for (int r = 0; r < comm.size_; ++r) {
+                longest_ = std::max(longest_, split.count(r));
+                first_piece_.push_back(num_pieces);
+                num_pieces += num_arrays_[static_cast<size_t>(r)];
+            }
+            part_ = exchange_part(num_pieces);
+            pieces_.resize(static_cast<size_t>(num_pieces));
+            const int64_t others = num_pieces - static_cast<int64_t>(arrays_.size());
+            staging_ = comm.take_staging(std::min(split.count(comm.rank_), part_) * others);
+            post();
+        }
+        ~Exchange() override { comm_.give_staging(std::move(staging_)); }
+
+        void wait() override {
+            while (begin_ < longest_) {
+                comm_.wait_for(messages_);
+                const int64_t count = length(comm_.rank_);
+                if (count > 0) take_(split_.begin(comm_.rank_) + begin_, count, pieces_);
+                begin_ += part_;
+                post();
+            }
+        }
+
+    private:
+        int64_t length(int rank) const { return std::clamp<int64_t>(split_.count(rank) - begin_, 0, part_); }
+        float*& piece(int rank, int64_t array) {
+            return pieces_[static_cast<size_t>(first_piece_[static_cast<size_t>(rank)] + array)];
+        }
+        void post() {
+            if (begin_ >= longest_) return;
+            const int64_t mine = length(comm_.rank_);
+            float* room = staging_.data();
+            for (int r = 0; r < comm_.size_; ++r) {
+                for (int64_t k = 0; k < num_arrays_[static_cast<size_t>(r)]; ++k) {
+                    if (r == comm_.rank_) {
+                        piece(r, k) = arrays_[static_cast<size_t>(k)].as<float>() + split_.begin(r) + begin_;
+                    } else {
+                        piece(r, k) = room;
+                        room += mine;
+                    }
+                }
+            }
+            comm_.for_each_round([&](int to, int from) {
+                for (int64_t k = 0; k < num_arrays_[static_cast<size_t>(from)]; ++k)
+                    receive(messages_, piece(from, k), mine * int64_t{sizeof(float)}, from);
+                for (const Tensor& array : arrays_)
+                    comm_.send(messages_, array.as<float>() + split_.begin(to) + begin_,
+                               length(to) * int64_t{sizeof(float)}, to);
+            });
+        }
+
+        MpiComm& comm_;
+        const std::vector<Tensor> arrays_;
+        const std::vector<int> num_arrays_;
+        const Split split_;
+        const Take take_;
+        int64_t part_ = 0, longest_ = 0, begin_ = 0;  // of the part under way, within everybody's range
+        std::vector<int64_t> first_piece_;            // of each rank
+        std::vector<float*> pieces_;
+        std::vector<float> staging_;
+        Messages messages_;
+    };
+
+    // Memory of exchanges that have ended serves the next ones.
+    std::vector<float> take_staging(int64_t size) {
+        std::vector<float> memory;
+        if (!staging_.empty()) {
+            memory = std::move(staging_.back());
+            staging_.pop_back();
+        }
+        if (static_cast<int64_t>(memory.size()) < size)
+            memory = std::vector<float>(static_cast<size_t>(size));
+        return memory;
+    }
+    void give_staging(std::vector<float> memory) { staging_.push_back(std::move(memory)); }
+
     static uint8_t* at(const Tensor& t, int64_t element) {
         return static_cast<uint8_t*>(t.data) + element * dtype_bytes(t.dtype);
     }
@@ -150,22 +249,39 @@ private:
         for (int64_t begin = 0; begin < bytes; begin += kMessageBytes)
             message(begin, static_cast<int>(std::min(bytes - begin, kMessageBytes)));
     }
-    using Messages = std::vector<MPI_Request>;
     static void receive(Messages& messages, void* in, int64_t bytes, int from) {
         for_each_message(bytes, [&](int64_t begin, int count) {
             REQUIRE(MPI_Irecv(static_cast<uint8_t*>(in) + begin, count, MPI_BYTE, from, 0, MPI_COMM_WORLD,
-                              &messages.emplace_back()));
+                              &messages.requests.emplace_back()));
+            messages.peers.push_back(from);
         });
     }
     void send(Messages& messages, const void* out, int64_t bytes, int to) {
         for_each_message(bytes, [&](int64_t begin, int count) {
             REQUIRE(MPI_Isend(static_cast<const uint8_t*>(out) + begin, count, MPI_BYTE, to, 0,
-                              MPI_COMM_WORLD, &messages.emplace_back()));
+                              MPI_COMM_WORLD, &messages.requests.emplace_back()));
+            messages.peers.push_back(to);
         });
         bytes_sent_ += bytes;
     }
-    static void wait_for(Messages& messages) {
-        REQUIRE(MPI_Waitall(static_cast<int>(messages.size()), messages.data(), MPI_STATUSES_IGNORE));
+    // As MPI_Waitall, but who is waited for can be told when it takes long.
+    void wait_for(Messages& messages) {
+        const Waiting here(*this, kNobody);
+        const int count = static_cast<int>(messages.requests.size());
+        const double begin = seconds_now();
+        for (int all = 0, tries = 1;; ++tries) {
+            REQUIRE(MPI_Testall(count, messages.requests.data(), &all, MPI_STATUSES_IGNORE));
+            if (all) break;
+            if (tries % 64 != 0) continue;
+            sched_yield();
+            if (seconds_now() - begin < kLongWait) continue;
+            for (int i = 0, done = 1; i < count && done; ++i) {
+                REQUIRE(MPI_Request_get_status(messages.requests[static_cast<size_t>(i)], &done,
+                                               MPI_STATUS_IGNORE));
+                if (!done) waits_for_ = messages.peers[static_cast<size_t>(i)];
+            }
+        }
+        messages = {};
     }
     void swap(const void* out, int64_t out_bytes, int to, void* in, int64_t in_bytes, int from) {
         Messages messages;
@@ -191,7 +307,7 @@ private:
 
     int rank_ = 0, size_ = 1, ranks_here_ = 1;
     int64_t bytes_sent_ = 0;
-    std::vector<float> staging_;
+    std::vector<std::vector<float>> staging_;  // unused
     std::vector<std::string> hosts_;
 };
 

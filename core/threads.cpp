@@ -202,12 +202,6 @@ Pool& pool() {
     return *the_pool;
 }
 
-struct InsideTask {
-    const bool before = inside_task;
-    InsideTask() { inside_task = true; }
-    ~InsideTask() { inside_task = before; }
-};
-
 int count_hardware_threads() {
     int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
     cpu_set_t set;
@@ -236,10 +230,13 @@ void set_num_threads(int n) {
     if (!in_forked_child && n != num_threads()) pool().resize(n);
 }
 
+SerialScope::SerialScope() : before_(inside_task) { inside_task = true; }
+SerialScope::~SerialScope() { inside_task = before_; }
+
 void parallel_for(int64_t count, TaskRef task) {
     if (count <= 0) return;
     const bool parallel = !inside_task && count > 1 && num_threads() > 1;
-    const InsideTask mark;
+    const SerialScope mark;
     if (parallel && pool().run(count, task)) return;
     for (int64_t i = 0; i < count; ++i) task(i);
 }

@@ -34,6 +34,19 @@ private:
 // sleep. Threads that cannot be started are an InputError.
 void parallel_for(int64_t count, TaskRef task);
 
+// While it lives, parallel_for of its thread runs serially: for work in the background that takes long, since
+// the pool has one job at a time and others would run serially meanwhile.
+class SerialScope {
+public:
+    SerialScope();
+    ~SerialScope();  // in the thread that made it
+    SerialScope(const SerialScope&) = delete;
+    SerialScope& operator=(const SerialScope&) = delete;
+
+private:
+    bool before_;
+};
+
 // Calls task(begin, end) over fixed pieces of `grain` indices; the pieces do not depend on the number of
 // threads.
 template <class F>

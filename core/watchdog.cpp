@@ -42,6 +42,8 @@ struct Beat {
     Phase phase = Phase::start;
     bool leaves = false, ends_job = false;  // nothing comes behind either
     int64_t step = 0;
+    int64_t waits = 0;                  // Comm::waits(), of which an odd one has not ended
+    int32_t waits_for = Comm::kNobody;  // Comm::waits_for()
     bool operator==(const Beat&) const = default;
 };
 
@@ -113,6 +115,7 @@ int connect_to(const std::string& address, int port) {
 struct Watchdog::State {
     int rank, num_ranks;
     double limit_s;
+    const Comm* comm;
     std::vector<std::string> hosts;
     std::atomic<int64_t> step{0};
     std::atomic<Phase> phase{Phase::start};
@@ -123,13 +126,13 @@ struct Watchdog::State {
         std::string unread;
         Beat last;
         double heard = 0;    // seconds_now()
-        double entered = 0;  // its present phase, as far as was heard
+        double entered = 0;  // its present phase, or wait, as far as was heard
         double closed = 0;   // since when its connection is; 0: open
         bool left = false;
     };
     std::vector<Peer> peers;
     double longest_step = 0, step_began = 0;
-    int64_t newest_step = -1;
+    int64_t newest_step = 0;
 
     std::thread thread;
     std::mutex mutex;
@@ -137,7 +140,13 @@ struct Watchdog::State {
     bool stopping = false;
 
     Beat own() const {
-        return {.rank = rank, .phase = phase.load(), .leaves = false, .ends_job = false, .step = step.load()};
+        return {.rank = rank,
+                .phase = phase.load(),
+                .leaves = false,
+                .ends_job = false,
+                .step = step.load(),
+                .waits = comm->waits(),
+                .waits_for = comm->waits_for()};
     }
 
     void tell_all(const Beat& beat) {
@@ -167,7 +176,7 @@ struct Watchdog::State {
         if (peer.closed == 0 && !receive_all(peer.fd, peer.unread, beat)) peer.closed = now;
         if (beat) {
             if (beat->ends_job) _exit(1);  // the line has been said
-            if (beat->step != peer.last.step || beat->phase != peer.last.phase) peer.entered = now;
+            if (!(*beat == peer.last)) peer.entered = now;
             peer.last = *beat;
             peer.heard = now;
             peer.left = beat->leaves;
@@ -183,39 +192,40 @@ struct Watchdog::State {
             end_job(who, cat({"has been silent for ", static_cast<int64_t>(now - peer.heard), " s"}));
     }
 
-    // A rank that still reads or computes while others have waited for it far too long.
+    // Within a step everybody waits for whoever hangs, so nobody goes on. It is the one whom most wait for,
+    // as far as they can tell; who tells of others does not hang.
     void find_stalled(double now) {
-        const auto working = [](const Beat& b) {
-            return b.phase == Phase::data || b.phase == Phase::compute;
-        };
-        const auto waiting = [](const Beat& b) {
-            return b.phase == Phase::agreement || b.phase == Phase::gradients;
-        };
         for (const Peer& peer : peers) {
             if (peer.last.step <= newest_step) continue;
-            if (newest_step >= 0) longest_step = std::max(longest_step, now - step_began);
+            // What comes before the first one is no step.
+            if (newest_step > 0) longest_step = std::max(longest_step, now - step_began);
             newest_step = peer.last.step;
             step_began = now;
         }
         if (longest_step == 0) return;  // nothing to compare with yet
-        double waited = 0;
-        for (const Peer& peer : peers)
-            if (waiting(peer.last) && peer.last.step == newest_step)
-                waited = std::max(waited, now - peer.entered);
         const double bound = std::max(limit_s, kFactor * longest_step);
-        if (waited < bound) return;
+        std::vector<int> blame(static_cast<size_t>(num_ranks));
         for (int who = 0; who < num_ranks; ++who) {
             const Peer& peer = peers[static_cast<size_t>(who)];
-            // Who wrote a checkpoint meanwhile has only just begun to keep them waiting.
-            if (!peer.left && working(peer.last) && now - peer.entered >= bound)
-                end_job(who, cat({"keeps the others waiting for ", static_cast<int64_t>(waited), " s"}));
+            const bool in_step = peer.last.phase >= Phase::data && peer.last.phase <= Phase::update;
+            if (peer.left || !in_step || now - peer.entered < bound) return;
+            const bool waits = peer.last.waits % 2 != 0;
+            int& own = blame[static_cast<size_t>(who)];
+            own += waits ? 0 : num_ranks;  // computing, for far too long
+            if (waits && peer.last.waits_for != Comm::kNobody) {
+                own -= num_ranks;
+                ++blame[static_cast<size_t>(peer.last.waits_for)];
+            }
         }
+        const auto most = std::max_element(blame.begin(), blame.end());
+        end_job(static_cast<int>(most - blame.begin()),
+                cat({"keeps the others waiting for ", static_cast<int64_t>(bound), " s"}));
     }
 
     void look_as_first(double now, bool beats) {
         Peer& self = peers[0];
         const Beat beat = own();
-        if (beat.step != self.last.step || beat.phase != self.last.phase) self.entered = now;
+        if (!(beat == self.last)) self.entered = now;
         self.last = beat;
         for (int who = 1; who < num_ranks; ++who) {
             hear(who, now);
@@ -337,7 +347,7 @@ Watchdog::Watchdog(Comm& comm, double limit_s) {
     if (comm.size() == 1 || limit_s <= 0) return;
     state_ = std::make_unique<State>();
     State& s = *state_;
-    s.rank = comm.rank(), s.num_ranks = comm.size(), s.limit_s = limit_s;
+    s.rank = comm.rank(), s.num_ranks = comm.size(), s.limit_s = limit_s, s.comm = &comm;
     for (int r = 0; r < comm.size(); ++r) s.hosts.push_back(comm.host(r));
     s.peers.resize(static_cast<size_t>(s.rank == 0 ? s.num_ranks : 1));
     s.rank == 0 ? s.listen_to_all(comm) : s.connect_to_first(comm);

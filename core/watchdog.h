@@ -9,8 +9,8 @@
 
 #include "core/comm.h"
 
-// What a rank is at. In `agreement` and `gradients` it waits for others, who may be at data or compute;
-// whoever is at something else takes the time it needs.
+// What a rank is at. Those from data to update are the parts of a step; whoever is at something else takes
+// the time it needs.
 enum class Phase : uint8_t { start, data, agreement, compute, gradients, update, evaluate, checkpoint, end };
 
 class Watchdog {
