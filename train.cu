@@ -27,6 +27,7 @@
 #include "kernels/isa.h"
 #include "kernels/peak.h"
 #include "model/checkpoint_writer.h"
+#include "model/faults.h"
 #include "model/optimizer.h"
 #include "model/ranks.h"
 #include "model/run_memory.h"
@@ -34,12 +35,15 @@
 #include "model/step_log.h"
 #include "model/train_options.h"
 #include "model/transformer.h"
+#include "model/weights.h"
 #include "tokenizer/tokenizer.h"
 
 namespace {
 
 // So many refused steps in a row and the run is dead: the weights stand still and nothing will change that.
 constexpr int64_t kMaxSkipsInARow = 100;
+// So often a run goes back to the same checkpoint: if that does not help, more of it will not either.
+constexpr int64_t kMaxRewinds = 3;
 
 int fail_dead_run(bool speaks, int64_t step, int64_t skips, const char* reason) {
     if (!speaks) return 1;
@@ -73,12 +77,12 @@ int body(Comm& comm, int argc, char** argv) {
     set_num_threads(o.threads > 0 ? static_cast<int>(o.threads) : threads_of_each(comm.ranks_here()));
     set_isa(isa_from_name(o.isa.c_str()));
     const Device device = device_from_name(o.device.c_str());
-    if (ranks > 1 && device != Device::cpu) {
-        fail_input({.what = "several ranks train on CPUs only so far",
+    if ((ranks > 1 || o.zero > 0) && device != Device::cpu) {
+        fail_input({.what = "several ranks and shards train on CPUs only so far",
                     .where = "--device",
                     .expected = "cpu",
                     .actual = device_name(device),
-                    .hint = "--device cpu, or one rank"});
+                    .hint = "--device cpu, or one rank without --zero"});
     }
     set_progress_enabled(leads && !o.quiet);
     const uint64_t seed = static_cast<uint64_t>(o.seed);
@@ -96,7 +100,7 @@ int body(Comm& comm, int argc, char** argv) {
     const bool one_micro_batch = o.batch_tokens == 0;
     const int64_t num_micro_batches = o.num_micro_batches(),
                   samples_per_step = num_micro_batches * o.micro_batch;
-    const StepParts parts = StepParts::of(num_micro_batches, o.tree(device), ranks);
+    const StepParts parts = StepParts::of(num_micro_batches, o.tree(device), ranks, o.zero >= 2);
     const std::string resolved = flags.resolved_toml();
     if (ranks > 1) {
         require_same(comm, "the program", program_hash(), "install one build on all hosts");
@@ -109,7 +113,8 @@ int body(Comm& comm, int argc, char** argv) {
                           .seed = seed,
                           .samples_per_step = samples_per_step,
                           .share_begin = parts.begin(rank) * o.micro_batch,
-                          .share_end = parts.begin(rank + 1) * o.micro_batch,
+                          .share_end = parts.end(rank) * o.micro_batch,
+                          .share_stride = parts.stride() * o.micro_batch,
                           .vocab_size = config.vocab_size,
                           .eot = document_end(o.eot, config),
                           .mask_documents = o.mask_documents};
@@ -138,16 +143,9 @@ int body(Comm& comm, int argc, char** argv) {
         tokenizer = Tokenizer::load(tokenizer_directory);
         train_data.shards().require_tokenizer(tokenizer->hash(), tokenizer_directory);
         token_bytes = bytes_per_token(*tokenizer);
-        const int64_t prompt_tokens = static_cast<int64_t>(tokenizer->encode(o.sample_prompt).size());
-        if (prompt_tokens + 2 > config.max_position) {  // end-of-text before it, one token behind it
-            fail_input({.what = "the sample prompt does not fit the model",
-                        .where = "--sample-prompt",
-                        .expected = cat({"at most ", config.max_position - 2, " tokens"}),
-                        .actual = cat({prompt_tokens}),
-                        .hint = "give a shorter one"});
-        }
-        if (o.sample_tokens > 0)
-            sample_room = std::min(prompt_tokens + 1 + o.sample_tokens, config.max_position);
+        const int64_t room =
+            room_for_text(*tokenizer, config, o.sample_prompt, o.sample_tokens, "--sample-prompt");
+        if (o.sample_tokens > 0 && o.zero < 3) sample_room = room;  // with 3 nobody has the whole model
     }
 
     // ---- memory: planned, printed, refused or allocated ----
@@ -155,43 +153,49 @@ int body(Comm& comm, int argc, char** argv) {
     const OptimizerConfig optimizing = o.optimizing();
     const int64_t shard_bytes =
         train_data.shards().file_bytes() + (val_data ? val_data->shards().file_bytes() : 0);
-    const RunNeeds needs{.shape = shape,
-                         .optimizer = optimizing,
-                         .rows_per_step = one_micro_batch ? 0 : samples_per_step,
-                         .tree = o.tree(device),
-                         .rank = rank,
-                         .num_ranks = ranks,
-                         .sample_tokens = sample_room,
-                         .background_checkpoints = o.checkpoint_every > 0,
-                         .process_bytes = std::max<int64_t>(0, peak_rss_bytes() - shard_bytes),
-                         .shard_bytes = shard_bytes};
+    RunNeeds needs{.shape = shape,
+                   .optimizer = optimizing,
+                   .rows_per_step = one_micro_batch ? 0 : samples_per_step,
+                   .tree = o.tree(device),
+                   .zero = static_cast<int>(o.zero),
+                   .rank = rank,
+                   .num_ranks = ranks,
+                   .sample_tokens = sample_room,
+                   .background_checkpoints = o.checkpoint_every > 0,
+                   .process_bytes = std::max<int64_t>(0, peak_rss_bytes() - shard_bytes),
+                   .shard_bytes = shard_bytes};
     const ParamTable table(config);
-    const MemoryPlan plan = plan_run(config, needs);
+    MemoryPlan plan = plan_run(config, needs);
     std::optional<DirectoryLock> lock;
     if (leads) {
         check_run_directory(o.out, resolved, kFreeOptions);
         std::fprintf(stderr, "%s", plan.text().c_str());
     }
     check_run_memory(config, needs, available_memory_bytes(device) / comm.ranks_here());
+    plan = plan_run(config, needs);
     if (leads) {
+        if (o.checkpoint_every > 0 && !needs.background_checkpoints)
+            std::fprintf(stderr, "training will wait for its checkpoints: there is no room for a copy\n");
         lock.emplace(o.out);  // from here on this process alone writes there
         check_run_directory(o.out, resolved, kFreeOptions);
         std::fprintf(stderr, "%s", resolved.c_str());
     }
     watch_stop_signals();
     Transformer model(config, shape);
-    Optimizer optimizer(table, optimizing, model.params(), shape.math);
-    StepGradient gradient(comm, model, parts);
-    CheckpointWriter checkpoints({o.out, tokenizer_directory, o.keep}, table, config, model.params(),
-                                 optimizer, needs.background_checkpoints);
+    const Sharding sharding(table, optimizing.muon, static_cast<int>(o.zero), ranks);
+    Weights weights(comm, table, config, sharding, shape.dtype, model.params());
+    if (device == Device::cpu) model.set_weights(&weights);
+    Optimizer optimizer(table, optimizing, weights.own(), shape.math, sharding, comm);
+    StepGradient gradient(comm, model, parts, sharding);
+    CheckpointWriter checkpoints({o.out, tokenizer_directory, o.keep, o.keep_every}, table, config, optimizer,
+                                 sharding, comm, needs.background_checkpoints);
 
     // ---- start or resume ----
-    TrainerState state;
     const std::string data_hash = train_data.shards().data_hash();
     if (ranks > 1) require_same(comm, "the training data", data_hash, "all ranks need the same shards");
-    const std::string newest = broadcast_text(comm, leads ? newest_checkpoint(o.out) : "", 0);
-    if (leads && !newest.empty()) {
-        state = load_newest_checkpoint(o.out, table, config, model.params(), optimizer);
+    RunStart start = start_run(comm, o.out, source.directory, table, config, seed, optimizer);
+    TrainerState& state = start.state;
+    if (!start.checkpoint.empty()) {
         if (state.data_hash != data_hash) {
             fail_input({.what = "the training data is not what this run began with",
                         .where = o.train_data,
@@ -199,16 +203,9 @@ int body(Comm& comm, int argc, char** argv) {
                         .actual = data_hash,
                         .hint = "bring the old shards back, or choose another --out"});
         }
-        std::fprintf(stderr, "resuming from %s/%s\n", o.out.c_str(), checkpoint_name(state.step).c_str());
-    } else if (leads) {
-        if (!source.directory.empty()) {
-            load_hf_weights(source.directory, table, config, optimizer.master());
-        } else {
-            init_params(table, optimizer.master(), seed);
-        }
-        optimizer.publish_master();
+        if (leads) std::fprintf(stderr, "resuming from %s\n", start.checkpoint.c_str());
     }
-    broadcast_run(comm, state, model.params(), optimizer);
+    weights.changed();
     if (leads && !path_exists(o.out + "/config.toml")) write_file_atomic(o.out + "/config.toml", resolved);
     state.seed = seed;
     state.config_toml = resolved;
@@ -232,7 +229,7 @@ int body(Comm& comm, int argc, char** argv) {
     StepAgreement agreed;
     const auto stopping = [&] { return ranks > 1 ? agreed.stop_signal : stop_signal(); };
     const auto agree_to_stop = [&] {
-        if (ranks > 1) agreed = agree(comm, 0, stop_signal());
+        if (ranks > 1) agreed = agree(comm, 0, stop_signal(), false);
         return stopping() != 0;
     };
 
@@ -260,6 +257,7 @@ int body(Comm& comm, int argc, char** argv) {
         params.generate.max_new_tokens = o.sample_tokens;
         params.generate.stop = stop_asked;
         params.generate.seed = static_cast<uint64_t>(state.step);
+        weights.settle();
         Decoder decoder(config, table, model.params(), sample_room);
         const std::string text =
             o.sample_prompt + generate_text(decoder, *tokenizer, o.sample_prompt, params);
@@ -267,14 +265,18 @@ int body(Comm& comm, int argc, char** argv) {
         log.write(JsonLine().add("kind", "sample").add("step", state.step).add("text", text));
         std::fprintf(stderr, "sample: %s\n", text.c_str());
     };
-    int64_t saved_step = newest.empty() ? -1 : state.step;
+    int64_t saved_step = start.checkpoint.empty() ? -1 : state.step;
     bool checkpoint_due = false;
+    int64_t num_rewinds = 0;
     const auto checkpoint = [&] {
         checkpoint_due = false;
         if (saved_step == state.step) return;
         watchdog.enter(Phase::checkpoint, state.step);
-        check_equal_weights(comm, table, optimizer.master(), state.step);
-        if (leads) checkpoints.save(state);
+        weights.settle();
+        if (o.zero < 3)
+            check_equal_weights(comm, table, o.zero == 0 ? optimizer.master() : model.params(), state.step);
+        checkpoints.save(state);
+        num_rewinds = 0;
         saved_step = state.step;
     };
 
@@ -287,20 +289,38 @@ int body(Comm& comm, int argc, char** argv) {
                    .flops = flops_per_token(config, o.seq_len) * static_cast<double>(o.batch_tokens),
                    .peak_flops = peak_flops(device, shape.math) * ranks});
     const auto dead = [&] { return optimizer.skips_in_a_row() >= kMaxSkipsInARow; };
+    const auto rewind = [&] {
+        if (state.refused_since < 0 || num_rewinds == kMaxRewinds) return;
+        checkpoints.finish();
+        weights.settle();
+        const bool gone_back = go_back(comm, o.out, o.checkpoint_every, table, config, optimizer, state, log);
+        num_rewinds = gone_back ? num_rewinds + 1 : kMaxRewinds;
+        if (!gone_back) return;
+        weights.changed();
+        saved_step = state.step;
+        checkpoint_due = false;
+    };
     while (state.step < last_step && !stopping()) {
-        const double start = seconds_now();
+        if (o.rewind_after > 0 && optimizer.skips_in_a_row() >= o.rewind_after) {
+            steps.finish();
+            if (optimizer.skips_in_a_row() >= o.rewind_after) rewind();
+        }
+        if (state.step_over()) train_data.seek(state.next_sample);
+        const double step_begin = seconds_now();
+        const int64_t sent_before = comm.bytes_sent();
         watchdog.enter(Phase::data, state.step + 1);
         // The whole step's batches first: one token count normalises every loss, whatever the micro-batch.
         std::vector<Batch> batches;
         int64_t targets = 0;
-        for (int64_t b = parts.begin(rank); b < parts.begin(rank + 1) && !stopping(); ++b) {
+        for (int64_t b = 0; b < parts.count(rank) && !stopping(); ++b) {
             batches.push_back(train_data.next());
             targets += batches.back().num_targets();
         }
         if (ranks > 1) {
             watchdog.enter(Phase::agreement, state.step + 1);
-            agreed = agree(comm, targets, stop_signal());
+            agreed = agree(comm, targets, stop_signal(), checkpoints.busy());
             targets = agreed.targets;
+            if (agreed.num_busy == 0) checkpoints.go_on();
         }
         watchdog.enter(Phase::compute, state.step + 1);
         for (const Batch& batch : batches) {
@@ -310,6 +330,13 @@ int body(Comm& comm, int argc, char** argv) {
         if (stopping()) break;  // half a gradient is none: the state is that of the last whole step
         watchdog.enter(Phase::gradients, state.step + 1);
         const Tensor loss = gradient.finish();
+        if (state.step + 1 == o.replay_step) {
+            const GradientBits first = bits_of(gradient, loss, table, o.zero > 0 ? &comm : nullptr);
+            for (const Batch& batch : batches) gradient.add(batch, 1.0f / static_cast<float>(targets));
+            gradient.finish();
+            check_replay(first, bits_of(gradient, loss, table, o.zero > 0 ? &comm : nullptr), state.step + 1,
+                         log);
+        }
         watchdog.enter(Phase::update, state.step + 1);
         // A device is busy with this step by now: the numbers of the one before have come meanwhile.
         steps.finish();
@@ -319,11 +346,13 @@ int body(Comm& comm, int argc, char** argv) {
         // not push out the checkpoints of those that did.
         if (checkpoint_due && steps.last().applied) checkpoint();
         const double lr = schedule.at(state.step);
-        optimizer.queue(model.grads(), lr, loss, targets);
+        optimizer.queue(gradient.gradient(), lr, loss, targets);
+        weights.changed();
         ++state.step;
+        const int64_t first_sample = state.next_sample;
         state.next_sample += samples_per_step;
         state.tokens += targets;
-        steps.queued(lr, start);
+        steps.queued(lr, step_begin, first_sample, comm.bytes_sent() - sent_before);
         steps.finish_if_arrived();
 
         const bool last = state.step == last_step;  // what is due then is done below, once
@@ -353,6 +382,7 @@ int body(Comm& comm, int argc, char** argv) {
                          stopping(), static_cast<long long>(state.step));
         return exit_code_after(stopping());
     }
+    const std::string hash = weights_hash(table, optimizer.master_part(), o.zero > 0 ? &comm : nullptr);
     if (!leads) return 0;
     JsonLine end;
     end.add("kind", "end").add("step", state.step).add("num_skipped", optimizer.num_skipped());
@@ -360,7 +390,7 @@ int body(Comm& comm, int argc, char** argv) {
     log.write(end);
     write_run_report(o.out);
     std::printf("train: done step=%lld loss=%.9g weights=%s\n", static_cast<long long>(state.step),
-                state.last_loss, weights_hash(table, optimizer.master()).c_str());
+                state.last_loss, hash.c_str());
     return 0;
 }
 

@@ -107,11 +107,13 @@ struct Loader::State {
         if (options.samples_per_step == 0) return options.micro_batch;
         return std::min(options.micro_batch, options.share_end - sample % options.samples_per_step);
     }
-    // The next sample to be served behind those up to `sample`.
-    int64_t served_after(int64_t sample) const {
+    // The next sample to be served behind a micro-batch.
+    int64_t served_after(int64_t first, int64_t num_rows) const {
         const int64_t step = options.samples_per_step;
-        if (step == 0 || (sample - 1) % step + 1 < options.share_end) return sample;
-        return ((sample - 1) / step + 1) * step + options.share_begin;
+        if (step == 0) return first + num_rows;
+        const int64_t step_begin = first / step * step;
+        const int64_t next = first + (options.share_stride > 0 ? options.share_stride : num_rows);
+        return next < step_begin + options.share_end ? next : step_begin + step + options.share_begin;
     }
 
     void request(int64_t sample) {  // the mutex is held
@@ -153,7 +155,7 @@ struct Loader::State {
         changed.wait(lock, [&] { return ready.has_value(); });
         if (failure) std::rethrow_exception(failure);
         Batch batch = std::move(*ready);
-        next_sample = served_after(next_sample + batch.num_rows);
+        next_sample = served_after(next_sample, batch.num_rows);
         request(next_sample);
         return batch;
     }

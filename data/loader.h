@@ -22,8 +22,9 @@ struct LoaderOptions {
     LoaderOrder order = LoaderOrder::shuffled;
     uint64_t seed = 0;
     int64_t samples_per_step = 0;  // next() never crosses a multiple of this; 0: no such bound
-    // next() serves samples [share_begin, share_end) of each step only: a rank's; 0, 0: all of them.
-    int64_t share_begin = 0, share_end = 0;
+    // next() serves samples [share_begin, share_end) of each step only: a rank's; 0, 0: all of them. With a
+    // stride it goes on so many samples behind the begin of the last micro-batch; 0: behind its end.
+    int64_t share_begin = 0, share_end = 0, share_stride = 0;
     int64_t vocab_size = 0;      // ids must be below it; 0: the manifest's
     int32_t eot = -1;            // for shards without a manifest; -1: none
     bool mask_documents = true;  // end-of-text starts a new document (core/batch.h)

@@ -46,10 +46,13 @@ Perplexity evaluate_perplexity(Transformer& model, const Loader& loader,
     double counts[3] = {};                                   // tokens, bytes, ranks that stopped
     std::optional<Progress> progress;
     if (show_progress) progress.emplace("evaluate", loader.tokens_per_epoch(), "tok");
-    for (int64_t b = batches * rank / ranks; b < batches * (rank + 1) / ranks; ++b) {
-        if (stop && stop()) {
-            counts[2] = 1;
-            break;
+    // As many rounds on each rank: where weights are sharded, all ranks are needed for anybody's pass.
+    for (int64_t round = 0; round * ranks < batches; ++round) {
+        const int64_t b = batches * rank / ranks + round;
+        if (stop && stop()) counts[2] = 1;
+        if (counts[2] > 0 || b >= batches * (rank + 1) / ranks) {
+            model.idle_forward();
+            continue;
         }
         const int64_t first = b * rows;
         const Batch batch = loader.batch_at(first, std::min(rows, windows - first));

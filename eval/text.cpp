@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "core/error.h"
+
 namespace {
 
 // How many bytes at the end of `text` begin a UTF-8 character that is not complete yet (0..3).
@@ -29,6 +31,19 @@ size_t stop_prefix_tail(std::string_view text, const std::vector<std::string>& s
 }
 
 }  // namespace
+
+int64_t room_for_text(const Tokenizer& tokenizer, const ModelConfig& config, const std::string& prompt,
+                      int64_t max_new_tokens, const char* flag) {
+    const int64_t prompt_tokens = static_cast<int64_t>(tokenizer.encode(prompt).size());
+    if (prompt_tokens + 2 > config.max_position) {  // end-of-text before it, one token behind it
+        fail_input({.what = "the sample prompt does not fit the model",
+                    .where = flag,
+                    .expected = cat({"at most ", config.max_position - 2, " tokens"}),
+                    .actual = cat({prompt_tokens}),
+                    .hint = "give a shorter one"});
+    }
+    return std::min(prompt_tokens + 1 + max_new_tokens, config.max_position);
+}
 
 std::string generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_view prompt,
                           const TextParams& params, bool begin_document,

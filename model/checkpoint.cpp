@@ -79,9 +79,101 @@ void set_aside(const std::string& directory, const std::string& reason) {
     std::fprintf(stderr, "checkpoint set aside as %s: %s\n", target.c_str(), reason.c_str());
 }
 
-// load_checkpoint behind its hashes.
-TrainerState load_verified(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                           Tensor params, Optimizer& optimizer) {
+}  // namespace
+
+std::string checkpoint_name(int64_t step) {
+    std::string digits = std::to_string(step);
+    if (digits.size() < 8) digits.insert(0, 8 - digits.size(), '0');
+    return std::string(kStepPrefix) + digits;
+}
+
+CheckpointArenas checkpoint_arenas(const Optimizer& optimizer) {
+    const ArenaPart params = optimizer.params_part();
+    return {.params = params,
+            .moment1 = optimizer.moment1_part(),
+            .moment2 = optimizer.moment2_part(),
+            .master = params.data.dtype == DType::f32 ? ArenaPart() : optimizer.master_part()};
+}
+
+std::vector<std::string> arena_files(DType dtype) {
+    std::vector<std::string> files = {kModelPath, kMoment1Path, kMoment2Path};
+    if (dtype != DType::f32) files.push_back(kMasterPath);
+    return files;
+}
+
+namespace {
+// After leftovers and damaged namesakes have gone.
+std::string place_for(const std::string& out, int64_t step) {
+    const std::string path = cat({out, "/", checkpoint_name(step)});
+    remove_leftovers(out);
+    if (path_exists(path) && !is_whole(path)) remove_tree(path);
+    return path;
+}
+FileRecord record_of(const std::string& root, const std::string& path) {
+    return {path, file_bytes(root + "/" + path), sha256_file(root + "/" + path)};
+}
+}  // namespace
+
+NewCheckpoint::NewCheckpoint(const std::string& out, const ParamTable& table, const ModelConfig& config,
+                             DType dtype, const TrainerState& state, const std::string& tokenizer_directory)
+    : directory_(place_for(out, state.step)), dtype_(dtype) {
+    make_directories(temporary() + "/trainer");
+    save_hf_config(temporary(), config, dtype, tokenizer_directory);
+    write_file_atomic(cat({temporary(), "/", kStatePath}), state_to_json(state, dtype));
+    for (const std::string& file : arena_files(dtype))
+        create_arena_file(temporary() + "/" + file, table, file == kModelPath ? dtype : DType::f32);
+}
+
+void NewCheckpoint::commit(const std::vector<std::string>& hashes) {
+    const std::vector<std::string> arenas = arena_files(dtype_);
+    CHECK(hashes.size() == arenas.size(), cat({hashes.size(), " hashes"}));
+    std::vector<FileRecord> records = {record_of(temporary(), kStatePath)};
+    for (const std::string& name : list_directory(temporary()))
+        if (name != kModelPath && !is_directory(temporary() + "/" + name))
+            records.push_back(record_of(temporary(), name));
+    for (size_t i = 0; i < arenas.size(); ++i)
+        records.push_back({arenas[i], file_bytes(temporary() + "/" + arenas[i]), hashes[i]});
+    write_hashes(temporary(), records);
+    directory_.commit();
+}
+
+void write_checkpoint_part(const std::string& temporary, const ParamTable& table,
+                           const CheckpointArenas& arenas) {
+    const DType dtype = arenas.params.data.dtype;
+    const std::vector<std::string> files = arena_files(dtype);
+    const ArenaPart* const parts[] = {&arenas.params, &arenas.moment1, &arenas.moment2, &arenas.master};
+    const auto write = [&](int64_t i) {
+        write_arena_part(temporary + "/" + files[static_cast<size_t>(i)], table, *parts[i]);
+    };
+    const int64_t count = static_cast<int64_t>(files.size());
+    if (arenas.params.data.on_host()) return parallel_for(count, write);
+    for (int64_t i = 0; i < count; ++i) write(i);  // a device is this thread's
+}
+
+void save_checkpoint(const std::string& out, const ParamTable& table, const ModelConfig& config,
+                     const CheckpointArenas& arenas, const TrainerState& state,
+                     const std::string& tokenizer_directory) {
+    const DType dtype = arenas.params.data.dtype;
+    NewCheckpoint checkpoint(out, table, config, dtype, state, tokenizer_directory);
+    write_checkpoint_part(checkpoint.temporary(), table, arenas);
+    // SHA-256 is slower than the disk's cache: each file has a thread of its own.
+    const std::vector<std::string> files = arena_files(dtype);
+    std::vector<std::string> hashes(files.size());
+    parallel_for(static_cast<int64_t>(files.size()), [&](int64_t i) {
+        hashes[static_cast<size_t>(i)] =
+            sha256_file(checkpoint.temporary() + "/" + files[static_cast<size_t>(i)]);
+    });
+    checkpoint.commit(hashes);
+}
+
+TrainerState load_checkpoint(const std::string& directory, const ParamTable& table, const ModelConfig& config,
+                             Optimizer& optimizer) {
+    verify(directory);
+    return load_verified_checkpoint(directory, table, config, optimizer);
+}
+
+TrainerState load_verified_checkpoint(const std::string& directory, const ParamTable& table,
+                                      const ModelConfig& config, Optimizer& optimizer) {
     // Through config.json's own text, so that what JSON cannot carry is not compared.
     if (load_hf_config(directory) != config_from_json(config_to_json(config, "float32"), "this run's model"))
         fail_input({.what = "checkpoint is of another model",
@@ -94,12 +186,13 @@ TrainerState load_verified(const std::string& directory, const ParamTable& table
     const TrainerState state = state_from_json(read_file(state_path), state_path, saved_dtype);
 
     const char* master = saved_dtype == DType::f32 ? kModelPath : kMasterPath;
-    load_arena(cat({directory, "/", master}), table, optimizer.master());
-    load_arena(cat({directory, "/", kMoment1Path}), table, optimizer.moment1());
-    load_arena(cat({directory, "/", kMoment2Path}), table, optimizer.moment2(),
+    load_arena(cat({directory, "/", master}), table, optimizer.master_part());
+    load_arena(cat({directory, "/", kMoment1Path}), table, optimizer.moment1_part());
+    load_arena(cat({directory, "/", kMoment2Path}), table, optimizer.moment2_part(),
                [&](const ParamInfo& row) { return optimizer.has_second_moment(row); });
-    if (params.dtype == DType::bf16) {
-        if (saved_dtype == params.dtype)
+    const ArenaPart params = optimizer.params_part();
+    if (params.data.dtype == DType::bf16) {
+        if (saved_dtype == DType::bf16)
             load_arena(cat({directory, "/", kModelPath}), table, params);
         else
             optimizer.publish_master();
@@ -108,72 +201,10 @@ TrainerState load_verified(const std::string& directory, const ParamTable& table
     return state;
 }
 
-}  // namespace
-
-std::string checkpoint_name(int64_t step) {
-    std::string digits = std::to_string(step);
-    if (digits.size() < 8) digits.insert(0, 8 - digits.size(), '0');
-    return std::string(kStepPrefix) + digits;
-}
-
-CheckpointArenas checkpoint_arenas(Tensor params, const Optimizer& optimizer) {
-    return {.params = params,
-            .moment1 = optimizer.moment1(),
-            .moment2 = optimizer.moment2(),
-            .master = params.dtype == DType::f32 ? Tensor{} : optimizer.master()};
-}
-
-void save_checkpoint(const std::string& out, const ParamTable& table, const ModelConfig& config,
-                     const CheckpointArenas& arenas, const TrainerState& state,
-                     const std::string& tokenizer_directory) {
-    const std::string path = cat({out, "/", checkpoint_name(state.step)});
-    remove_leftovers(out);
-    if (path_exists(path) && !is_whole(path)) remove_tree(path);
-
-    AtomicDirectory directory(path);
-    const std::string& root = directory.temporary();
-    make_directories(root + "/trainer");
-    struct Arena {
-        const char* path;
-        Tensor values;
-    };
-    std::vector<Arena> beside = {{kMoment1Path, arenas.moment1}, {kMoment2Path, arenas.moment2}};
-    if (!arenas.master.absent()) beside.push_back({kMasterPath, arenas.master});
-
-    std::vector<FileRecord> records;
-    save_hf_model(root, table, config, arenas.params, tokenizer_directory);
-    for (const std::string& name : list_directory(root))
-        if (!is_directory(root + "/" + name)) records.push_back({name});
-    for (const Arena& arena : beside) {
-        records.push_back({arena.path});
-        // A device is this thread's.
-        if (!arena.values.on_host()) save_arena(cat({root, "/", arena.path}), table, arena.values);
-    }
-    write_file_atomic(cat({root, "/", kStatePath}), state_to_json(state, arenas.params.dtype));
-    records.push_back({kStatePath});
-    // SHA-256 is slower than the disk's cache: each large file is written and hashed by a thread of its own.
-    parallel_for(static_cast<int64_t>(records.size()), [&](int64_t i) {
-        FileRecord& record = records[static_cast<size_t>(i)];
-        const std::string file = root + "/" + record.path;
-        for (const Arena& arena : beside)
-            if (record.path == arena.path && arena.values.on_host()) save_arena(file, table, arena.values);
-        record.bytes = file_bytes(file);
-        record.sha256 = sha256_file(file);
-    });
-    write_hashes(root, records);
-    directory.commit();
-}
-
-TrainerState load_checkpoint(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                             Tensor params, Optimizer& optimizer) {
-    verify(directory);
-    return load_verified(directory, table, config, params, optimizer);
-}
-
-TrainerState load_newest_checkpoint(const std::string& out, const ParamTable& table,
-                                    const ModelConfig& config, Tensor params, Optimizer& optimizer) {
+std::string verify_newest_checkpoint(const std::string& out, int64_t every) {
     std::vector<std::pair<std::string, std::string>> damaged;  // directory, reason
     for (const std::string& name : whole_checkpoints(out)) {
+        if (every > 0 && step_of(name) % every != 0) continue;
         const std::string directory = out + "/" + name;
         try {
             verify(directory);
@@ -182,9 +213,9 @@ TrainerState load_newest_checkpoint(const std::string& out, const ParamTable& ta
             continue;
         }
         for (const auto& [path, reason] : damaged) set_aside(path, reason);
-        return load_verified(directory, table, config, params, optimizer);
+        return directory;
     }
-    CHECK(!damaged.empty(), cat({"no checkpoint in ", out}));
+    if (damaged.empty()) return "";
     throw InputError(damaged.front().second);  // none is left that could take its place: a person must look
 }
 
@@ -193,28 +224,16 @@ std::string newest_checkpoint(const std::string& out) {
     return names.empty() ? "" : out + "/" + names[0];
 }
 
-void prune_checkpoints(const std::string& out, int64_t keep) {
-    CHECK(keep >= 0, cat({"keep=", keep}));
+void prune_checkpoints(const std::string& out, int64_t keep, int64_t keep_every) {
+    CHECK(keep >= 0 && keep_every >= 0, cat({"keep=", keep, " every ", keep_every}));
     if (keep == 0) return;
     const std::vector<std::string> names = whole_checkpoints(out);
     for (size_t i = static_cast<size_t>(keep); i < names.size(); ++i) {
+        if (keep_every > 0 && step_of(names[i]) % keep_every == 0) continue;
         // Out of sight first: a reader never finds a half-removed directory under a checkpoint's name.
         const std::string hidden = temporary_name(out + "/" + names[i]);
         remove_tree(hidden);
         std::filesystem::rename(out + "/" + names[i], hidden);
         remove_tree(hidden);
     }
-}
-
-std::string weights_hash(const ParamTable& table, Tensor arena) {
-    const HostCopy copy(arena);
-    const float* master = copy.tensor().as<float>();
-    const std::vector<ParamInfo>& rows = table.rows();
-    std::vector<Hash128> hashes(rows.size());
-    parallel_for(static_cast<int64_t>(rows.size()), [&](int64_t i) {
-        const ParamInfo& row = rows[static_cast<size_t>(i)];
-        hashes[static_cast<size_t>(i)] =
-            hash128(master + row.offset, row.size() * static_cast<int64_t>(sizeof(float)));
-    });
-    return hex(hash128(hashes.data(), static_cast<int64_t>(hashes.size() * sizeof(Hash128))));
 }

@@ -1,5 +1,5 @@
-// Hugging Face directories. Loading goes row by row of the parameter table: find the tensor under one of its
-// accepted names, check its shape, convert, transpose if Conv1D's. What is left over in the files must be
+// Loading Hugging Face directories. It goes row by row of the parameter table: find the tensor under one of
+// its accepted names, check its shape, convert, transpose if Conv1D's. What is left over in the files must be
 // known to be harmless.
 #include "model/hf.h"
 
@@ -22,6 +22,7 @@
 #include "core/json.h"
 #include "core/threads.h"
 #include "model/file_hashes.h"
+#include "model/hf_layout.h"
 #include "model/safetensors.h"
 
 namespace {
@@ -30,7 +31,6 @@ using nlohmann::json;
 
 constexpr const char* kCopyHint = "copy the model from its source again";
 constexpr int64_t kConvertGrain = 1 << 16;  // elements of one task
-constexpr int64_t kTransposeTile = 32;  // a 32 x 32 tile of f32 is 4 KiB: both sides stay in the first cache
 
 // ---- elements
 // ------------------------------------------------------------------------------------------------------
@@ -49,17 +49,16 @@ float half_to_float(uint16_t bits) {
 void store(float& out, float value) { out = value; }
 void store(bf16& out, float value) { out = to_bf16(value); }
 
-// Calls use(i, value) for every element and returns whether all calls returned true. Files do not promise
-// alignment, hence the memcpy.
+// Calls use(i, value) for elements first + i, i in [0, count), and returns whether all calls returned true.
+// Files do not promise alignment, hence the memcpy.
 template <class Bits, class Convert, class Use>
-bool all_elements_of(const SafetensorsEntry& entry, Convert convert, Use use) {
-    const int64_t size = entry.bytes / static_cast<int64_t>(sizeof(Bits));
+bool all_elements_of(const SafetensorsEntry& entry, int64_t first, int64_t count, Convert convert, Use use) {
     std::atomic<bool> all = true;
-    parallel_ranges(size, kConvertGrain, [&](int64_t begin, int64_t end) {
+    parallel_ranges(count, kConvertGrain, [&](int64_t begin, int64_t end) {
         bool here = true;
         for (int64_t i = begin; i < end; ++i) {
             Bits bits;
-            std::memcpy(&bits, entry.data + i * static_cast<int64_t>(sizeof bits), sizeof bits);
+            std::memcpy(&bits, entry.data + (first + i) * static_cast<int64_t>(sizeof bits), sizeof bits);
             here &= use(i, convert(bits));
         }
         if (!here) all = false;
@@ -70,35 +69,18 @@ bool all_elements_of(const SafetensorsEntry& entry, Convert convert, Use use) {
 bool loadable(const std::string& dtype) { return dtype == "F32" || dtype == "BF16" || dtype == "F16"; }
 
 template <class Use>
-bool all_elements(const SafetensorsEntry& entry, Use use) {
+bool all_elements(const SafetensorsEntry& entry, int64_t first, int64_t count, Use use) {
     if (entry.dtype == "F32")
         return all_elements_of<float>(
-            entry, [](float x) { return x; }, use);
+            entry, first, count, [](float x) { return x; }, use);
     if (entry.dtype == "BF16")
         return all_elements_of<uint16_t>(
-            entry, [](uint16_t x) { return to_float(bf16{x}); }, use);
-    return all_elements_of<uint16_t>(entry, half_to_float, use);
-}
-
-// out[c, r] = inp[r, c]
-template <class T>
-void transpose(T* out, const T* inp, int64_t rows, int64_t cols) {
-    parallel_ranges(cols, kTransposeTile, [&](int64_t begin, int64_t end) {
-        for (int64_t top = 0; top < rows; top += kTransposeTile)
-            for (int64_t c = begin; c < end; ++c)
-                for (int64_t r = top; r < std::min(top + kTransposeTile, rows); ++r)
-                    out[c * rows + r] = inp[r * cols + c];
-    });
+            entry, first, count, [](uint16_t x) { return to_float(bf16{x}); }, use);
+    return all_elements_of<uint16_t>(entry, first, count, half_to_float, use);
 }
 
 // ---- names and shapes
 // ----------------------------------------------------------------------------------------------
-
-std::vector<int64_t> hf_shape(const ParamInfo& row) {
-    if (row.rank == 1) return {row.rows};
-    if (row.hf_transposed) return {row.cols, row.rows};
-    return {row.rows, row.cols};
-}
 
 std::string typed_shape(const std::string& dtype, const std::vector<int64_t>& shape) {
     std::string text = dtype + "[";
@@ -249,16 +231,26 @@ void check_entry(const SafetensorsEntry& entry, const ParamInfo& row, const std:
                     "do config.json and the weights belong together?"});
 }
 
-// Returns whether all values are finite.
+// Elements [first, first + out's) of a row. Returns whether all of them are finite.
 template <class Out>
-bool load_row(Out* out, const SafetensorsEntry& entry, const ParamInfo& row) {
-    std::vector<Out> as_stored(row.hf_transposed ? static_cast<size_t>(row.size()) : 0);
-    Out* to = row.hf_transposed ? as_stored.data() : out;
-    const bool finite = all_elements(entry, [&](int64_t i, float value) {
-        store(to[i], value);
-        return std::isfinite(value);
-    });
-    if (row.hf_transposed) transpose(out, as_stored.data(), row.cols, row.rows);
+bool load_row(Out* out, int64_t count, const SafetensorsEntry& entry, const ParamInfo& row, int64_t first) {
+    const auto set = [](Out* to) {
+        return [to](int64_t i, float value) {
+            store(to[i], value);
+            return std::isfinite(value);
+        };
+    };
+    if (!row.hf_transposed) return all_elements(entry, first, count, set(out));
+    std::vector<Out> as_stored(static_cast<size_t>(row.size()));
+    const bool finite = all_elements(entry, 0, row.size(), set(as_stored.data()));
+    if (count == row.size()) {
+        transpose(out, as_stored.data(), row.cols, row.rows);
+    } else {
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t r = (first + i) / row.cols, c = (first + i) % row.cols;
+            out[i] = as_stored[static_cast<size_t>(c * row.rows + r)];
+        }
+    }
     return finite;
 }
 
@@ -268,8 +260,9 @@ struct LoadOptions {
     std::function<bool(const ParamInfo&)> wanted = {};
 };
 
-// Fills every wanted row of the table.
-void load_rows(TensorSet& tensors, const ParamTable& table, Tensor arena, const LoadOptions& options) {
+// Fills every wanted row of the table, as far as it lies in the arena.
+void load_rows(TensorSet& tensors, const ParamTable& table, const ArenaPart& arena,
+               const LoadOptions& options) {
     std::vector<std::string> missing;
     for (const ParamInfo& row : table.rows()) {
         std::string name = row.hf_name;
@@ -281,12 +274,17 @@ void load_rows(TensorSet& tensors, const ParamTable& table, Tensor arena, const 
         }
         check_entry(*entry, row, tensors.place(name));
         if (options.wanted && !options.wanted(row)) continue;
-        const Tensor place = arena.rows(row.offset, row.size());
-        Buffer staging(place.on_host() ? 0 : place.bytes());
-        const Tensor out = place.on_host() ? place : staging.tensor(arena.dtype);
-        const bool finite = out.dtype == DType::f32 ? load_row(out.as<float>(), *entry, row)
-                                                    : load_row(out.as<bf16>(), *entry, row);
-        if (!place.on_host()) copy_tensor(place, out);
+        bool finite = true;
+        arena.for_each_piece(row.offset, row.offset + row.size(), [&](Tensor place, int64_t at) {
+            Buffer staging(place.on_host() ? 0 : place.bytes());
+            const Tensor out = place.on_host() ? place : staging.tensor(place.dtype);
+            const auto load = [&](auto* to) {
+                finite &= load_row(to, out.size(), *entry, row, at - row.offset);
+            };
+            if (out.dtype == DType::f32) load(out.as<float>());
+            if (out.dtype == DType::bf16) load(out.as<bf16>());
+            if (!place.on_host()) copy_tensor(place, out);
+        });
         if (options.finite && !finite)
             fail_input({"tensor holds a value that is not finite", tensors.place(name), "numbers",
                         "NaN or infinity", "its model has diverged: use an earlier checkpoint"});
@@ -308,19 +306,22 @@ void fail_if_surplus(const std::vector<std::string>& names, const std::string& w
 // A tied model may carry its head all the same; then it must be the embedding, or the two would part in
 // training.
 template <class T>
-void check_tied_head(TensorSet& tensors, const ParamTable& table, Tensor arena) {
+void check_tied_head(TensorSet& tensors, const ParamTable& table, const ArenaPart& arena) {
     const std::string name = "lm_head.weight";
     const SafetensorsEntry* head = tensors.take(name);
     if (!head) return;
     for (const ParamInfo& row : table.rows()) {
         if (row.slot != Slot::wte) continue;
         check_entry(*head, row, tensors.place(name));
-        const HostCopy wte(table.tensor(arena, row));
-        const T* embedding = wte.tensor().as<T>();
-        const bool same = all_elements(*head, [&](int64_t i, float value) {
-            T stored;
-            store(stored, value);
-            return std::memcmp(&stored, embedding + i, sizeof stored) == 0;
+        bool same = true;
+        arena.for_each_piece(row.offset, row.offset + row.size(), [&](Tensor piece, int64_t at) {
+            const HostCopy wte(piece);
+            const T* embedding = wte.tensor().as<T>();
+            same &= all_elements(*head, at - row.offset, piece.size(), [&](int64_t i, float value) {
+                T stored;
+                store(stored, value);
+                return std::memcmp(&stored, embedding + i, sizeof stored) == 0;
+            });
         });
         if (!same)
             fail_input({"the head differs from the embedding", tensors.place(name),
@@ -328,32 +329,6 @@ void check_tied_head(TensorSet& tensors, const ParamTable& table, Tensor arena) 
                         "set tie_word_embeddings to false in config.json"});
         tensors.release(name);
     }
-}
-
-// ---- saving
-// --------------------------------------------------------------------------------------------------------
-
-template <class T>
-void write_row(AtomicFile& file, const ParamInfo& row, Tensor arena) {
-    const HostCopy copy(arena.rows(row.offset, row.size()));
-    const T* values = copy.tensor().as<T>();
-    std::vector<T> as_stored;
-    if (row.hf_transposed) {
-        as_stored.resize(static_cast<size_t>(row.size()));
-        transpose(as_stored.data(), values, row.rows, row.cols);
-        values = as_stored.data();
-    }
-    file.write(values, row.size() * static_cast<int64_t>(sizeof(T)));
-}
-
-void copy_tokenizer(const std::string& from, const std::string& to) {
-    if (!path_exists(from + "/tokenizer.json"))
-        fail_input(
-            {.what = "no tokenizer", .where = from, .expected = "tokenizer.json", .actual = "no such file"});
-    for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                             "chat_template.jinja", "vocab.json", "merges.txt"})
-        if (path_exists(cat({from, "/", name})))
-            write_file_atomic(cat({to, "/", name}), read_file(cat({from, "/", name})));
 }
 
 }  // namespace
@@ -377,50 +352,23 @@ ModelSource find_model(const std::string& init) {
 }
 
 void load_hf_weights(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                     Tensor arena) {
-    CHECK(arena.dtype == DType::f32 || arena.dtype == DType::bf16, dtype_name(arena.dtype));
+                     const ArenaPart& arena) {
+    const DType dtype = arena.data.dtype;
+    CHECK(dtype == DType::f32 || dtype == DType::bf16, dtype_name(dtype));
     TensorSet tensors = open_weights(directory);
     verify_listed_hashes(directory, tensors.file_names());
     load_rows(tensors, table, arena, {.bare_names = true, .finite = true});
-    if (config.tied_head && arena.dtype == DType::f32) check_tied_head<float>(tensors, table, arena);
-    if (config.tied_head && arena.dtype == DType::bf16) check_tied_head<bf16>(tensors, table, arena);
+    if (config.tied_head && dtype == DType::f32) check_tied_head<float>(tensors, table, arena);
+    if (config.tied_head && dtype == DType::bf16) check_tied_head<bf16>(tensors, table, arena);
     std::vector<std::string> surplus = tensors.untaken();
     std::erase_if(surplus, is_known_buffer);
     fail_if_surplus(surplus, tensors.where());
 }
 
-void save_arena(const std::string& path, const ParamTable& table, Tensor arena) {
-    const DType dtype = arena.dtype;
-    CHECK(dtype == DType::f32 || dtype == DType::bf16, dtype_name(dtype));
-    std::vector<SafetensorsOutput> tensors;
-    for (const ParamInfo& row : table.rows())
-        tensors.push_back(
-            {row.hf_name, dtype == DType::f32 ? "F32" : "BF16", hf_shape(row), [&, dtype](AtomicFile& file) {
-                 if (dtype == DType::f32)
-                     write_row<float>(file, row, arena);
-                 else
-                     write_row<bf16>(file, row, arena);
-             }});
-    write_safetensors(path, tensors, {{"format", "pt"}});  // transformers refuses files without it
-}
-
-void load_arena(const std::string& path, const ParamTable& table, Tensor arena,
+void load_arena(const std::string& path, const ParamTable& table, const ArenaPart& arena,
                 const std::function<bool(const ParamInfo&)>& wanted) {
     TensorSet tensors(path);
     tensors.add_file(path);
     load_rows(tensors, table, arena, {.wanted = wanted});
     fail_if_surplus(tensors.untaken(), path);
-}
-
-void save_hf_model(const std::string& directory, const ParamTable& table, const ModelConfig& config,
-                   Tensor arena, const std::string& tokenizer_directory) {
-    const std::string torch_dtype = arena.dtype == DType::bf16 ? "bfloat16" : "float32";
-    write_file_atomic(directory + "/config.json", config_to_json(config, torch_dtype));
-    json generation = json::object();
-    if (config.bos_token >= 0) generation["bos_token_id"] = config.bos_token;
-    if (config.eos_token >= 0) generation["eos_token_id"] = config.eos_token;
-    if (!config.eos_list.empty()) generation["eos_token_id"] = config.eos_list;
-    write_file_atomic(directory + "/generation_config.json", generation.dump() + "\n");
-    if (!tokenizer_directory.empty()) copy_tokenizer(tokenizer_directory, directory);
-    save_arena(directory + "/model.safetensors", table, arena);
 }

@@ -10,8 +10,8 @@
 #include "kernels/rmsnorm.h"
 #include "kernels/swiglu.h"
 
-LayerTensors layer_tensors(const ParamTable& table, Tensor arena, int64_t layer) {
-    const auto slot = [&](Slot s) { return table.slot(arena, s, layer); };
+LayerTensors layer_tensors(const ParamTable& table, Tensor arena, int64_t layer, int64_t first) {
+    const auto slot = [&](Slot s) { return table.slot(arena, s, layer, first); };
     return {.norm1_w = slot(Slot::norm1_w),
             .norm1_b = slot(Slot::norm1_b),
             .qkv_w = slot(Slot::qkv_w),

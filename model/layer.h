@@ -15,7 +15,8 @@ struct LayerTensors {
     Tensor norm2_w, norm2_b, fc_w, fc_b, proj_w, proj_b;
     const Fp8Linears* fp8 = nullptr;  // of parameters, where the run has FP8
 };
-LayerTensors layer_tensors(const ParamTable& table, Tensor arena, int64_t layer);
+// `arena` may be a piece of one, from element `first` on.
+LayerTensors layer_tensors(const ParamTable& table, Tensor arena, int64_t layer, int64_t first = 0);
 
 // LayerNorm or RMSNorm, by whether there is a bias. mean is not used by RMSNorm.
 void norm_forward(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, float eps,

@@ -5,12 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "core/device.h"
 #include "core/error.h"
 #include "kernels/adamw.h"
 #include "kernels/cast.h"
-#include "kernels/global_norm.h"
 #include "kernels/muon.h"
 
 namespace {
@@ -22,63 +22,82 @@ constexpr uint64_t kRoundingStream = uint64_t{1} << 32;
 constexpr const char* kReasons[] = {"", "non-finite loss", "non-finite gradient", "outlier loss",
                                     "outlier gradient"};
 
-// A stretch of the arena that one call of AdamW updates. Stretches reach over the padding between slots: its
+// A stretch of a segment that one call of AdamW updates. Stretches reach over the padding between slots: its
 // gradient, moments and master are zero and stay so.
 struct Stretch {
-    int64_t begin = 0, end = 0;  // elements
+    int64_t begin = 0, end = 0;  // elements of the segment
     bool decay = false;
 };
-struct Updates {
+struct SegmentUpdates {
+    ArenaSegment segment;
     std::vector<Stretch> stretches;      // AdamW's
-    std::vector<MuonMatrices> matrices;  // Muon's, by shape
+    std::vector<MuonMatrices> matrices;  // Muon's, by shape; offsets within the segment
 };
 
-void add_matrices(std::vector<MuonMatrices>& all, const ParamInfo& row) {
-    const int64_t rows = row.rows / row.muon_blocks;
+void add_matrices(std::vector<MuonMatrices>& all, const ParamInfo& row, const ArenaSegment& segment) {
+    const int64_t rows = row.rows / row.muon_blocks, size = rows * row.cols;
     auto same = std::find_if(all.begin(), all.end(),
                              [&](const MuonMatrices& m) { return m.rows == rows && m.cols == row.cols; });
-    if (same == all.end()) same = all.insert(all.end(), {.rows = rows, .cols = row.cols, .offsets = {}});
-    for (int64_t block = 0; block < row.muon_blocks; ++block)
-        same->offsets.push_back(row.offset + block * same->size());
+    for (int64_t block = 0; block < row.muon_blocks; ++block) {
+        const int64_t offset = row.offset + block * size - segment.begin;
+        if (offset + size <= 0 || offset >= segment.size) continue;
+        CHECK(offset >= 0 && offset + size <= segment.size, cat({row.hf_name, " is cut"}));
+        if (same == all.end()) same = all.insert(all.end(), {.rows = rows, .cols = row.cols, .offsets = {}});
+        same->offsets.push_back(offset);
+    }
 }
 
-Updates updates_of(const ParamTable& table, bool muon) {
-    Updates updates;
+SegmentUpdates updates_of(const ParamTable& table, bool muon, const ArenaSegment& segment) {
+    SegmentUpdates updates{.segment = segment, .stretches = {}, .matrices = {}};
     bool adjacent = false;  // to the last stretch
     for (const ParamInfo& row : table.rows()) {
+        const int64_t begin = std::max<int64_t>(0, row.offset - segment.begin);
+        const int64_t end = std::min(segment.size, row.offset + row.size() - segment.begin);
+        if (begin >= end) continue;
         if (muon && row.muon) {
-            add_matrices(updates.matrices, row);
+            add_matrices(updates.matrices, row, segment);
             adjacent = false;
             continue;
         }
         if (adjacent && updates.stretches.back().decay == row.decay) {
-            updates.stretches.back().end = row.offset + row.size();
+            updates.stretches.back().end = end;
         } else {
-            updates.stretches.push_back({row.offset, row.offset + row.size(), row.decay});
+            updates.stretches.push_back({begin, end, row.decay});
         }
         adjacent = true;
     }
     return updates;
 }
 
-int64_t muon_scratch_of(const Updates& updates, MatmulMath math, Device device) {
+std::vector<SegmentUpdates> updates_of(const ParamTable& table, bool muon,
+                                       const std::vector<ArenaSegment>& segments) {
+    std::vector<SegmentUpdates> all;
+    for (const ArenaSegment& segment : segments) all.push_back(updates_of(table, muon, segment));
+    return all;
+}
+
+int64_t muon_scratch_of(const std::vector<SegmentUpdates>& updates, MatmulMath math, Device device) {
     int64_t bytes = 0;
-    for (const MuonMatrices& m : updates.matrices)
-        bytes = std::max(bytes, muon_scratch_bytes(m, math, device));
+    for (const SegmentUpdates& of_segment : updates)
+        for (const MuonMatrices& m : of_segment.matrices)
+            bytes = std::max(bytes, muon_scratch_bytes(m, math, device));
     return bytes;
 }
 
 // Muon has no second moment: that memory is never touched. It comes in huge pages, though, each whole as soon
 // as a norm's few elements in it are; and a small buffer is zeroed whole (core/tensor.h).
-int64_t second_moment_bytes(const std::vector<Stretch>& stretches, int64_t arena_bytes) {
+int64_t second_moment_bytes(const std::vector<SegmentUpdates>& updates, int64_t arena_bytes) {
     constexpr int64_t kPage = int64_t{2} << 20;
     if (arena_bytes < kPage) return arena_bytes;
     int64_t bytes = 0, counted = 0;  // pages below `counted` are
-    for (const Stretch& s : stretches) {
-        const int64_t begin = std::max(counted, s.begin * dtype_bytes(DType::f32) / kPage);
-        const int64_t end = (s.end * dtype_bytes(DType::f32) + kPage - 1) / kPage;
-        bytes += std::max<int64_t>(0, end - begin) * kPage;
-        counted = std::max(counted, end);
+    for (const SegmentUpdates& of_segment : updates) {
+        for (const Stretch& s : of_segment.stretches) {
+            const int64_t place = of_segment.segment.local * dtype_bytes(DType::f32);
+            const int64_t begin = std::max(counted, (place + s.begin * dtype_bytes(DType::f32)) / kPage);
+            const int64_t end = (place + s.end * dtype_bytes(DType::f32) + kPage - 1) / kPage;
+            bytes += std::max<int64_t>(0, end - begin) * kPage;
+            counted = std::max(counted, end);
+        }
     }
     return std::min(bytes, arena_bytes);
 }
@@ -121,12 +140,14 @@ void OutlierWindow::restore(const std::vector<double>& values) {
 }
 
 struct Optimizer::State {
-    const ParamTable* table;
     OptimizerConfig config;
     MatmulMath math;
-    Tensor params;
-    Updates updates;
+    ArenaPart params;
+    std::vector<SegmentUpdates> updates;
+    std::vector<ArenaSegment> segments;
+    bool whole = true;  // the state is of the whole arena
     Buffer master, moment1, moment2, muon_scratch;
+    GradientNorm norm;
     // Of the step under way, on the device: its decision, the gradient's squares, the loss of step().
     Buffer decision, squares, loss;
     Readback decided;
@@ -134,22 +155,48 @@ struct Optimizer::State {
     int64_t num_updates = 0, num_skipped = 0, skips_in_a_row = 0;
     OutlierWindow losses, norms;
 
-    State(Device device)
-        : decision(kDecisionBytes, device),
-          squares(dtype_bytes(DType::f64), device),
-          loss(dtype_bytes(DType::f64), device),
-          decided(device, kDecisionBytes) {}
-
-    bool params_are_master() const { return params.dtype == DType::f32; }
-    Tensor master_arena() const { return params_are_master() ? params : master.tensor(DType::f32); }
-    Tensor moment1_arena() const { return moment1.tensor(DType::f32); }
-    Tensor moment2_arena() const { return moment2.tensor(DType::f32); }
-    // The bf16 copy that the model reads; absent when the master itself is what it reads.
-    Tensor rounded(int64_t begin, int64_t size) const {
-        return params_are_master() ? Tensor{} : params.rows(begin, size);
+    State(const ParamTable& table, const OptimizerConfig& c, ArenaPart p, MatmulMath m,
+          const Sharding& sharding, int rank, Comm* comm)
+        : config(c),
+          math(m),
+          params(std::move(p)),
+          segments(sharding.updated(rank)),
+          whole(sharding.stage() == 0),
+          norm(table, c.muon, whole ? nullptr : comm),
+          decision(kDecisionBytes, device()),
+          squares(dtype_bytes(DType::f64), device()),
+          loss(dtype_bytes(DType::f64), device()),
+          decided(device(), kDecisionBytes) {
+        updates = updates_of(table, c.muon, segments);
+        const int64_t bytes = sharding.held_size(rank, 1) * dtype_bytes(DType::f32);
+        if (!params_are_master()) master = Buffer(bytes, device());
+        moment1 = Buffer(bytes, device());
+        moment2 = Buffer(bytes, device());
+        const int64_t scratch = muon_scratch_of(updates, math, device());
+        if (scratch > 0) muon_scratch = Buffer(scratch, device());
     }
 
-    void update_adamw(const Stretch& s, Tensor grads, double lr, int64_t t, RandomKey rounding) {
+    Device device() const { return params.data.device; }
+    bool params_are_master() const { return params.data.dtype == DType::f32; }
+    ArenaPart part_of(const Buffer& memory) const { return {memory.tensor(DType::f32), segments, whole}; }
+    ArenaPart master_part() const { return params_are_master() ? params : part_of(master); }
+
+    // One segment of all arenas. `param` is the bf16 copy that the model reads: absent when the master itself
+    // is what it reads.
+    struct Segment {
+        Tensor param, master, m, v, grad;
+        int64_t first;  // its first element's place in the whole arena
+    };
+    Segment segment_of(const ArenaSegment& s, const ArenaPart& grads) const {
+        return {.param = params_are_master() ? Tensor{} : params.of(s),
+                .master = master_part().of(s),
+                .m = part_of(moment1).of(s),
+                .v = part_of(moment2).of(s),
+                .grad = grads.of(s),
+                .first = s.begin};
+    }
+
+    void update_adamw(const Segment& of, const Stretch& s, double lr, int64_t t, RandomKey rounding) {
         const int64_t size = s.end - s.begin;
         const AdamWStep step{.lr = static_cast<float>(lr),
                              .beta1 = static_cast<float>(config.beta1),
@@ -159,68 +206,63 @@ struct Optimizer::State {
                              .grad_scale = 1,
                              .step = t,
                              .rounding = rounding,
-                             .first_index = s.begin,
+                             .first_index = of.first + s.begin,
                              .decision = decision.tensor()};
-        adamw_step(rounded(s.begin, size), master_arena().rows(s.begin, size),
-                   moment1_arena().rows(s.begin, size), moment2_arena().rows(s.begin, size),
-                   grads.rows(s.begin, size), step);
+        adamw_step(of.param.absent() ? Tensor{} : of.param.rows(s.begin, size), of.master.rows(s.begin, size),
+                   of.m.rows(s.begin, size), of.v.rows(s.begin, size), of.grad.rows(s.begin, size), step);
     }
 
-    void update_muon(const MuonMatrices& matrices, Tensor grads, double lr, RandomKey rounding) {
+    void update_muon(const Segment& of, const MuonMatrices& matrices, double lr, RandomKey rounding) {
         const MuonStep step{.lr = static_cast<float>(lr * config.muon_lr_ratio),
                             .momentum = static_cast<float>(config.muon_momentum),
                             .weight_decay = static_cast<float>(config.weight_decay),
                             .grad_scale = 1,
                             .rounding = rounding,
-                            .first_index = 0,
+                            .first_index = of.first,
                             .decision = decision.tensor()};
-        muon_step(params_are_master() ? Tensor{} : params, master_arena(), moment1_arena(), grads, matrices,
-                  step, math, muon_scratch.tensor());
+        muon_step(of.param, of.master, of.m, of.grad, matrices, step, math, muon_scratch.tensor());
     }
 };
 
 Optimizer::Optimizer(const ParamTable& table, const OptimizerConfig& config, Tensor params, MatmulMath math)
-    : state_(std::make_unique<State>(params.device)) {
-    const int64_t arena_bytes = table.arena_size() * dtype_bytes(DType::f32);
-    state_->table = &table;
-    state_->config = config;
-    state_->math = math;
-    state_->params = params;
-    state_->updates = updates_of(table, config.muon);
-    const Device device = params.device;
-    if (!state_->params_are_master()) state_->master = Buffer(arena_bytes, device);
-    state_->moment1 = Buffer(arena_bytes, device);
-    state_->moment2 = Buffer(arena_bytes, device);
-    const int64_t scratch = muon_scratch_of(state_->updates, math, device);
-    if (scratch > 0) state_->muon_scratch = Buffer(scratch, device);
-}
+    : state_(std::make_unique<State>(table, config, ArenaPart(params), math,
+                                     Sharding(table, config.muon, 0, 1), 0, nullptr)) {}
+Optimizer::Optimizer(const ParamTable& table, const OptimizerConfig& config, ArenaPart params,
+                     MatmulMath math, const Sharding& sharding, Comm& comm)
+    : state_(std::make_unique<State>(table, config, std::move(params), math, sharding, comm.rank(), &comm)) {}
 
 Optimizer::~Optimizer() = default;
 
 void Optimizer::plan(MemoryPlan& plan, const ParamTable& table, const OptimizerConfig& config, DType dtype,
-                     MatmulMath math, Device device) {
-    const int64_t arena_bytes = table.arena_size() * dtype_bytes(DType::f32);
-    const Updates updates = updates_of(table, config.muon);
-    if (dtype != DType::f32) plan.add("master weights", arena_bytes);
-    plan.add("first moments", arena_bytes);
-    plan.add("second moments",
-             device == Device::cpu ? second_moment_bytes(updates.stretches, arena_bytes) : arena_bytes);
+                     MatmulMath math, Device device, const Sharding& sharding, int rank) {
+    const int64_t bytes = sharding.held_size(rank, 1) * dtype_bytes(DType::f32);
+    const std::vector<SegmentUpdates> updates = updates_of(table, config.muon, sharding.updated(rank));
+    if (dtype != DType::f32) plan.add("master weights", bytes);
+    plan.add("first moments", bytes);
+    plan.add("second moments", device == Device::cpu ? second_moment_bytes(updates, bytes) : bytes);
     if (const int64_t scratch = muon_scratch_of(updates, math, device); scratch > 0)
         plan.add("Muon scratch", scratch);
 }
 
-Tensor Optimizer::master() const { return state_->master_arena(); }
-Tensor Optimizer::moment1() const { return state_->moment1_arena(); }
-Tensor Optimizer::moment2() const { return state_->moment2_arena(); }
+Tensor Optimizer::master() const { return state_->master_part().data; }
+Tensor Optimizer::moment1() const { return state_->moment1.tensor(DType::f32); }
+Tensor Optimizer::moment2() const { return state_->moment2.tensor(DType::f32); }
+ArenaPart Optimizer::params_part() const { return state_->params; }
+ArenaPart Optimizer::master_part() const { return state_->master_part(); }
+ArenaPart Optimizer::moment1_part() const { return state_->part_of(state_->moment1); }
+ArenaPart Optimizer::moment2_part() const { return state_->part_of(state_->moment2); }
 
 void Optimizer::publish_master() {
-    if (!state_->params_are_master()) cast(state_->params, state_->master_arena());
+    const State& s = *state_;
+    if (s.params_are_master()) return;
+    for (const ArenaSegment& segment : s.segments)
+        if (segment.size > 0) cast(s.params.of(segment), s.master_part().of(segment));
 }
 
-void Optimizer::queue(Tensor grads, double lr, Tensor loss_sum, int64_t num_targets) {
+void Optimizer::queue(const ArenaPart& grads, double lr, Tensor loss_sum, int64_t num_targets) {
     State& s = *state_;
     CHECK(!s.queued, "the update before has not been taken");
-    sum_of_squares_into(s.squares.tensor(DType::f64), grads);
+    s.norm.into(s.squares.tensor(DType::f64), grads);
     guard_step(s.decision.tensor(), loss_sum, s.squares.tensor(DType::f64),
                {.num_targets = static_cast<double>(num_targets),
                 .clip = s.config.grad_clip,
@@ -230,8 +272,12 @@ void Optimizer::queue(Tensor grads, double lr, Tensor loss_sum, int64_t num_targ
     s.decided.start(s.decision.tensor());
     const int64_t t = s.num_updates + 1;  // if it is applied; else the device does not look at it
     const RandomKey rounding{s.config.seed, kRoundingStream + static_cast<uint64_t>(t)};
-    for (const Stretch& stretch : s.updates.stretches) s.update_adamw(stretch, grads, lr, t, rounding);
-    for (const MuonMatrices& matrices : s.updates.matrices) s.update_muon(matrices, grads, lr, rounding);
+    for (const SegmentUpdates& updates : s.updates) {
+        if (updates.segment.size == 0) continue;
+        const State::Segment segment = s.segment_of(updates.segment, grads);
+        for (const Stretch& stretch : updates.stretches) s.update_adamw(segment, stretch, lr, t, rounding);
+        for (const MuonMatrices& matrices : updates.matrices) s.update_muon(segment, matrices, lr, rounding);
+    }
     s.queued = true;
 }
 
@@ -256,7 +302,7 @@ StepResult Optimizer::take() {
             .reason = kReasons[static_cast<int>(decision.verdict)]};
 }
 
-StepResult Optimizer::step(Tensor grads, double lr, double mean_loss) {
+StepResult Optimizer::step(const ArenaPart& grads, double lr, double mean_loss) {
     const Tensor loss = state_->loss.tensor(DType::f64);
     copy_tensor(loss, tensor_of(&mean_loss, 1));
     queue(grads, lr, loss, 1);

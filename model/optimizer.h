@@ -1,6 +1,7 @@
 // AdamW for everything, or Muon for hidden matrices and AdamW for the rest; clipping by global norm; the
 // guard that skips and counts non-finite and outlier steps. State lives in flat f32 arenas in the parameter
-// table's order.
+// table's order; with several ranks from ZeRO stage 1 on each has, and updates, its own part
+// (model/sharding.h).
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -12,6 +13,7 @@
 #include "kernels/step_guard.h"
 #include "model/memory_plan.h"
 #include "model/params.h"
+#include "model/sharding.h"
 
 struct OptimizerConfig {
     bool muon = false;
@@ -51,24 +53,38 @@ public:
     // params: the arena that the model reads, on any device; the state lies there too. With bf16 params a f32
     // master copy is kept here.
     Optimizer(const ParamTable& table, const OptimizerConfig& config, Tensor params, MatmulMath math);
+    // One of several ranks: `params` has at least what the rank updates.
+    Optimizer(const ParamTable& table, const OptimizerConfig& config, ArenaPart params, MatmulMath math,
+              const Sharding& sharding, Comm& comm);
     ~Optimizer();
     static void plan(MemoryPlan& plan, const ParamTable& table, const OptimizerConfig& config, DType dtype,
-                     MatmulMath math, Device device = Device::cpu);
+                     MatmulMath math, Device device, const Sharding& sharding, int rank);
+    static void plan(MemoryPlan& plan, const ParamTable& table, const OptimizerConfig& config, DType dtype,
+                     MatmulMath math, Device device = Device::cpu) {
+        Optimizer::plan(plan, table, config, dtype, math, device, Sharding(table, config.muon, 0, 1), 0);
+    }
 
-    Tensor master() const;   // f32 arena: the parameters themselves in f32 training
+    // f32 arenas, or a rank's memory of them.
+    Tensor master() const;   // the parameters themselves in f32 training
     Tensor moment1() const;  // m, and Muon's momentum
     Tensor moment2() const;  // v
+    // The same as parts.
+    ArenaPart params_part() const;
+    ArenaPart master_part() const;
+    ArenaPart moment1_part() const;
+    ArenaPart moment2_part() const;
     void publish_master();  // params = round(master), after init or load (to nearest: no step has been taken)
 
-    // Queues one update from grads (f32 arena, already averaged over all tokens), and waits for nothing: the
-    // device itself decides, by the step's own norm and loss, whether it is applied (kernels/step_guard.h).
-    // loss_sum: f64 [1] beside the grads, of num_targets losses. The update before must have been taken.
-    void queue(Tensor grads, double lr, Tensor loss_sum, int64_t num_targets);
+    // Queues one update from grads (f32 arena, already averaged over all tokens; of all ranks at once), and
+    // waits for nothing: the device itself decides, by the step's own norm and loss, whether it is applied
+    // (kernels/step_guard.h). loss_sum: f64 [1] beside the grads, of num_targets losses. The update before
+    // must have been taken.
+    void queue(const ArenaPart& grads, double lr, Tensor loss_sum, int64_t num_targets);
     bool queued() const;  // and not taken yet
     bool arrived();       // whether take() would not wait
     // What became of the queued update: waits for its numbers, not for itself. Counts and windows follow.
     StepResult take();
-    StepResult step(Tensor grads, double lr, double mean_loss);  // queue() and take()
+    StepResult step(const ArenaPart& grads, double lr, double mean_loss);  // queue() and take()
 
     // Of the updates taken so far.
     int64_t num_updates() const;  // t of the bias correction: applied steps

@@ -126,9 +126,17 @@ ParamTable::ParamTable(const ModelConfig& config) {
         num_params_ += row.size();
     }
     arena_size_ = (table.end() + kSlotAlign - 1) / kSlotAlign * kSlotAlign;
+    // Rows of a layer follow each other, and those behind the last layer follow it.
+    unit_begins_.assign(static_cast<size_t>(config.num_layers) + 3, arena_size_);
+    unit_begins_[0] = 0;
+    int64_t unit = 0;
+    for (const ParamInfo& row : rows_) {
+        const int64_t at = row.layer >= 0 ? row.layer + 1 : unit == 0 ? 0 : config.num_layers + 1;
+        for (; unit < at; ++unit) unit_begins_[static_cast<size_t>(unit) + 1] = row.offset;
+    }
 }
 
-Tensor ParamTable::slot(Tensor arena, Slot slot, int64_t layer) const {
+Tensor ParamTable::slot(Tensor arena, Slot slot, int64_t layer, int64_t begin) const {
     const ParamInfo* first = nullptr;
     int64_t num_rows = 0;
     for (const ParamInfo& row : rows_) {
@@ -137,30 +145,32 @@ Tensor ParamTable::slot(Tensor arena, Slot slot, int64_t layer) const {
         num_rows += row.rows;
     }
     if (!first) return {};
-    const Tensor flat = arena.rows(first->offset, num_rows * first->cols);
+    const Tensor flat = arena.rows(first->offset - begin, num_rows * first->cols);
     return first->rank == 2 ? flat.view(num_rows, first->cols) : flat;
 }
 
-Tensor ParamTable::tensor(Tensor arena, const ParamInfo& row) const {
-    const Tensor flat = arena.rows(row.offset, row.size());
+Tensor ParamTable::tensor(Tensor arena, const ParamInfo& row, int64_t begin) const {
+    const Tensor flat = arena.rows(row.offset - begin, row.size());
     return row.rank == 2 ? flat.view(row.rows, row.cols) : flat;
 }
 
-void init_params(const ParamTable& table, Tensor arena, uint64_t seed) {
+void init_params(const ParamTable& table, ArenaPart arena, uint64_t seed) {
     constexpr int64_t kGrain = 1 << 14;
     for (size_t r = 0; r < table.rows().size(); ++r) {
         const ParamInfo& row = table.rows()[r];
         if (row.init == Init::zeros) continue;
         const RandomKey key{.seed = seed, .stream = r};
         const float std = float(row.init_std);
-        const Tensor out = table.tensor(arena, row);
-        Buffer staging(out.on_host() ? 0 : out.bytes());
-        float* values = out.on_host() ? out.as<float>() : static_cast<float*>(staging.data());
-        parallel_ranges(row.size(), kGrain, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) {
-                values[i] = row.init == Init::ones ? 1.0f : std * random_normal(key, uint64_t(i));
-            }
+        arena.for_each_piece(row.offset, row.offset + row.size(), [&](Tensor out, int64_t at) {
+            const int64_t first = at - row.offset;
+            Buffer staging(out.on_host() ? 0 : out.bytes());
+            float* values = out.on_host() ? out.as<float>() : static_cast<float*>(staging.data());
+            parallel_ranges(out.size(), kGrain, [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; ++i) {
+                    values[i] = row.init == Init::ones ? 1.0f : std * random_normal(key, uint64_t(first + i));
+                }
+            });
+            if (!out.on_host()) copy_tensor(out, staging.tensor(DType::f32));
         });
-        if (!out.on_host()) copy_tensor(out.view(row.size()), staging.tensor(DType::f32));
     }
 }

@@ -4,8 +4,10 @@
 // Rows lie in one flat arena in table order. Rows of one slot (q, k, v; gate, up) are adjacent, so that the
 // slot is one matrix for one matmul. A slot begins at a multiple of kSlotAlign elements.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/rng.h"
@@ -62,16 +64,50 @@ public:
     int64_t num_params() const { return num_params_; }  // padding excluded, a tied head counted once
     // An arena is a flat tensor of arena_size() elements, f32 or bf16, on any device.
     // The whole slot as one tensor of the arena: [rows of all its pieces, cols], vectors [rows].
-    // Absent tensor when the model has no such slot.
-    Tensor slot(Tensor arena, Slot slot, int64_t layer = -1) const;
+    // Absent tensor when the model has no such slot. `arena` may be a piece of one, from element `first` on.
+    Tensor slot(Tensor arena, Slot slot, int64_t layer = -1, int64_t first = 0) const;
     // One row's tensor: [rows, cols] or [rows].
-    Tensor tensor(Tensor arena, const ParamInfo& row) const;
+    Tensor tensor(Tensor arena, const ParamInfo& row, int64_t first = 0) const;
+
+    // Units: what is in memory as a whole while the model is at it (the word is FSDP's). 0: what lies before
+    // the layers; 1 .. L: the layers; L + 1: what lies behind them. Unit u is [unit_begin(u),
+    // unit_begin(u + 1)) of the arena, padding included.
+    int64_t num_units() const { return static_cast<int64_t>(unit_begins_.size()) - 1; }
+    int64_t unit_begin(int64_t unit) const { return unit_begins_[static_cast<size_t>(unit)]; }
+    int64_t unit_size(int64_t unit) const { return unit_begin(unit + 1) - unit_begin(unit); }
 
 private:
     std::vector<ParamInfo> rows_;
+    std::vector<int64_t> unit_begins_;
     int64_t arena_size_ = 0, num_params_ = 0;
+};
+
+// A stretch of the arena: where it begins there, and where in the memory of whoever has only such stretches.
+struct ArenaSegment {
+    int64_t begin = 0, size = 0;  // elements
+    int64_t local = 0;
+};
+// An arena of which a rank holds all, or some segments only, one behind another.
+struct ArenaPart {
+    Tensor data;
+    std::vector<ArenaSegment> segments;
+    bool whole = true;  // data is the whole arena, whatever the segments
+
+    ArenaPart() = default;
+    ArenaPart(Tensor arena)  // all of it
+        : data(arena), segments{{0, arena.absent() ? 0 : arena.dims[0], 0}} {}
+    ArenaPart(Tensor d, std::vector<ArenaSegment> s, bool w) : data(d), segments(std::move(s)), whole(w) {}
+    Tensor of(const ArenaSegment& s) const { return data.rows(whole ? s.begin : s.local, s.size); }
+    // For the pieces of [begin, end) that lie in the segments: use(tensor, their first element).
+    template <class Use>
+    void for_each_piece(int64_t begin, int64_t end, const Use& use) const {
+        for (const ArenaSegment& s : segments) {
+            const int64_t from = std::max(begin, s.begin), to = std::min(end, s.begin + s.size);
+            if (from < to) use(of(s).rows(from - s.begin, to - from), from);
+        }
+    }
 };
 
 // Fills a zeroed f32 arena by the table's init column. Element i of a row draws from (seed, row index, i)
 // alone. Residual projections (out_w, proj_w) are scaled by 1/sqrt(2L).
-void init_params(const ParamTable& table, Tensor arena, uint64_t seed);
+void init_params(const ParamTable& table, ArenaPart arena, uint64_t seed);

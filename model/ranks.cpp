@@ -2,23 +2,36 @@
 #include "model/ranks.h"
 
 #include <cmath>
+#include <iterator>
 
 #include "core/error.h"
 #include "core/io.h"
 
-void broadcast_run(Comm& comm, TrainerState& state, Tensor params, Optimizer& optimizer) {
-    if (comm.size() == 1) return;
-    const CheckpointArenas arenas = checkpoint_arenas(params, optimizer);
-    for (const Tensor& arena : {arenas.params, arenas.moment1, arenas.moment2, arenas.master})
-        if (!arena.absent()) comm.broadcast(arena, 0);
-    DType dtype = params.dtype;
-    state = state_from_json(broadcast_text(comm, state_to_json(state, dtype), 0), "rank 0", dtype);
-    restore_counts(optimizer, state);
+RunStart start_run(Comm& comm, const std::string& out, const std::string& model_directory,
+                   const ParamTable& table, const ModelConfig& config, uint64_t seed, Optimizer& optimizer) {
+    RunStart start;
+    start.checkpoint = broadcast_text(comm, comm.rank() == 0 ? verify_newest_checkpoint(out) : "", 0);
+    if (!start.checkpoint.empty()) {
+        if (!path_exists(start.checkpoint))
+            fail_input({.what = "this rank does not see the run's checkpoints",
+                        .where = cat({start.checkpoint, " on ", comm.host(comm.rank())}),
+                        .expected = "the directory that rank 0 has found there",
+                        .hint = "--out must lie on storage that all hosts share"});
+        start.state = load_verified_checkpoint(start.checkpoint, table, config, optimizer);
+        return start;
+    }
+    if (!model_directory.empty()) {
+        load_hf_weights(model_directory, table, config, optimizer.master_part());
+    } else {
+        init_params(table, optimizer.master_part(), seed);
+    }
+    optimizer.publish_master();
+    return start;
 }
 
-void check_equal_weights(Comm& comm, const ParamTable& table, Tensor master, int64_t step) {
+void check_equal_weights(Comm& comm, const ParamTable& table, Tensor weights, int64_t step) {
     if (comm.size() == 1) return;
-    const std::string own = weights_hash(table, master), expected = broadcast_text(comm, own, 0);
+    const std::string own = weights_hash(table, weights), expected = broadcast_text(comm, own, 0);
     std::vector<double> differs(static_cast<size_t>(comm.size()));
     differs[static_cast<size_t>(comm.rank())] = own != expected;
     comm.all_reduce_sum(tensor_of(differs.data(), comm.size()));
@@ -31,10 +44,11 @@ void check_equal_weights(Comm& comm, const ParamTable& table, Tensor master, int
 
 std::string program_hash() { return sha256_file("/proc/self/exe"); }
 
-StepAgreement agree(Comm& comm, int64_t targets, int stop_signal) {
-    double sums[3] = {static_cast<double>(targets), static_cast<double>(stop_signal != 0),
-                      static_cast<double>(stop_signal)};
-    comm.all_reduce_sum(tensor_of(sums, 3));
+StepAgreement agree(Comm& comm, int64_t targets, int stop_signal, bool busy) {
+    double sums[] = {static_cast<double>(targets), static_cast<double>(stop_signal != 0),
+                     static_cast<double>(stop_signal), static_cast<double>(busy)};
+    comm.all_reduce_sum(tensor_of(sums, std::ssize(sums)));
     return {.targets = std::llround(sums[0]),
-            .stop_signal = sums[1] > 0 ? static_cast<int>(sums[2] / sums[1]) : 0};
+            .stop_signal = sums[1] > 0 ? static_cast<int>(sums[2] / sums[1]) : 0,
+            .num_busy = std::llround(sums[3])};
 }

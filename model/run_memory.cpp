@@ -6,6 +6,7 @@
 #include "model/checkpoint_writer.h"
 #include "model/generate.h"
 #include "model/step_gradient.h"
+#include "model/weights.h"
 
 namespace {
 
@@ -26,28 +27,33 @@ int64_t fitting_rows(const ModelConfig& config, RunNeeds needs, int64_t availabl
 MemoryPlan plan_run(const ModelConfig& config, const RunNeeds& needs) {
     const ParamTable table(config);
     const int64_t micro_batches = needs.rows_per_step > 0 ? needs.rows_per_step / needs.shape.num_rows : 1;
-    const StepParts parts = StepParts::of(micro_batches, needs.tree, needs.num_ranks);
-    const int64_t rows = (parts.begin(needs.rank + 1) - parts.begin(needs.rank)) * needs.shape.num_rows;
+    const Sharding sharding(table, needs.optimizer.muon, needs.zero, needs.num_ranks);
+    const StepParts parts = StepParts::of(micro_batches, needs.tree, needs.num_ranks, needs.zero >= 2);
+    const int64_t rows = parts.count(needs.rank) * needs.shape.num_rows;
     const bool on_host = needs.shape.device == Device::cpu;
     MemoryPlan plan;
     if (on_host) plan.add("program and libraries", needs.process_bytes);
     Transformer::plan(plan, config, needs.shape);
-    Optimizer::plan(plan, table, needs.optimizer, needs.shape.dtype, needs.shape.math, needs.shape.device);
-    StepGradient::plan(plan, table.arena_size(), parts, needs.rank);
+    Weights::plan(plan, table, config, sharding, needs.shape.dtype, needs.rank);
+    Optimizer::plan(plan, table, needs.optimizer, needs.shape.dtype, needs.shape.math, needs.shape.device,
+                    sharding, needs.rank);
+    StepGradient::plan(plan, config, table, parts, sharding, needs.rank, needs.shape.device);
     if (needs.sample_tokens > 0)
         plan.add("sampling", Decoder::memory_bytes(config, needs.shape.dtype, needs.sample_tokens));
-    if (!on_host) {  // of the device's memory
-        if (needs.background_checkpoints)
-            plan.add("host: copy of a checkpoint", CheckpointWriter::host_bytes(table, needs.shape.dtype),
-                     MemoryPlan::Kind::host);
-        return plan;
-    }
+    if (needs.background_checkpoints)
+        plan.add(on_host ? "copy of a checkpoint" : "host: copy of a checkpoint",
+                 CheckpointWriter::host_bytes(sharding, needs.rank, needs.shape.dtype),
+                 on_host ? MemoryPlan::Kind::needed : MemoryPlan::Kind::host);
+    if (!on_host) return plan;  // of the device's memory
     plan.add("the step's batches", rows * needs.shape.seq_len * 3 * dtype_bytes(DType::i32));
     plan.add("token shards (mapped)", needs.shard_bytes, MemoryPlan::Kind::reclaimable);
     return plan;
 }
 
-void check_run_memory(const ModelConfig& config, const RunNeeds& needs, int64_t available_bytes) {
+void check_run_memory(const ModelConfig& config, RunNeeds& needs, int64_t available_bytes) {
+    if (plan_run(config, needs).needed_bytes() <= available_bytes) return;
+    // Of all that is planned, training can do without this.
+    needs.background_checkpoints = false;
     const int64_t needed = plan_run(config, needs).needed_bytes();
     if (needed <= available_bytes) return;
     RunNeeds recomputed = needs;

@@ -173,8 +173,8 @@ void SafetensorsFile::drop_pages(const SafetensorsEntry& entry) const {
     if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
-void write_safetensors(const std::string& path, const std::vector<SafetensorsOutput>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+SafetensorsLayout layout_safetensors(const std::vector<SafetensorsOutput>& tensors,
+                                     const std::map<std::string, std::string>& metadata) {
     std::string header = "{";
     if (!metadata.empty()) {
         std::string pairs;
@@ -183,32 +183,36 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsOut
         header += cat({"\"__metadata__\":{", pairs, "}"});
     }
     std::set<std::string> names;
-    std::vector<int64_t> ends;
-    int64_t offset = 0;
+    std::vector<int64_t> begins = {0};
     for (const SafetensorsOutput& tensor : tensors) {
         CHECK(names.insert(tensor.name).second, cat({"tensor ", tensor.name, " given twice"}));
         int64_t bytes = element_bytes(tensor.dtype);
         CHECK(bytes > 0, cat({"tensor ", tensor.name, ": dtype ", tensor.dtype}));
         for (const int64_t dim : tensor.shape) bytes *= dim;
+        const int64_t begin = begins.back();
         header += cat({header.size() > 1 ? "," : "", json_quote(tensor.name), ":{\"dtype\":\"", tensor.dtype,
-                       "\",\"shape\":", shape_list(tensor.shape), ",\"data_offsets\":[", offset, ",",
-                       offset + bytes, "]}"});
-        offset += bytes;
-        ends.push_back(offset);
+                       "\",\"shape\":", shape_list(tensor.shape), ",\"data_offsets\":[", begin, ",",
+                       begin + bytes, "]}"});
+        begins.push_back(begin + bytes);
     }
     header += "}";
     header.resize((header.size() + 7) / 8 * 8, ' ');  // data begins aligned to 8 bytes
-
-    AtomicFile file(path);
     const uint64_t header_bytes = header.size();
-    file.write(&header_bytes, sizeof header_bytes);
-    file.write(header);
-    const int64_t data_begin = file.bytes_written();
+    header.insert(0, reinterpret_cast<const char*>(&header_bytes), sizeof header_bytes);
+    for (int64_t& begin : begins) begin += static_cast<int64_t>(header.size());
+    return {std::move(header), std::move(begins)};
+}
+
+void write_safetensors(const std::string& path, const std::vector<SafetensorsOutput>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+    const SafetensorsLayout layout = layout_safetensors(tensors, metadata);
+    AtomicFile file(path);
+    file.write(layout.header);
     for (size_t i = 0; i < tensors.size(); ++i) {
         tensors[i].write(file);
-        CHECK(file.bytes_written() - data_begin == ends[i],
-              cat({"tensor ", tensors[i].name, " ended at ", file.bytes_written() - data_begin, ", not ",
-                   ends[i]}));
+        CHECK(file.bytes_written() == layout.begins[i + 1],
+              cat({"tensor ", tensors[i].name, " ended at ", file.bytes_written(), ", not ",
+                   layout.begins[i + 1]}));
     }
     file.commit();
 }

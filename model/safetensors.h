@@ -38,7 +38,15 @@ private:
 struct SafetensorsOutput {
     std::string name, dtype;
     std::vector<int64_t> shape;
-    std::function<void(AtomicFile&)> write;  // writes exactly shape x dtype bytes
+    std::function<void(AtomicFile&)> write = {};  // writes exactly shape x dtype bytes
 };
+// What a file of these tensors begins with, and where in it each tensor's bytes begin; after the last one's,
+// where the file ends.
+struct SafetensorsLayout {
+    std::string header;
+    std::vector<int64_t> begins;
+};
+SafetensorsLayout layout_safetensors(const std::vector<SafetensorsOutput>& tensors,
+                                     const std::map<std::string, std::string>& metadata);
 void write_safetensors(const std::string& path, const std::vector<SafetensorsOutput>& tensors,
                        const std::map<std::string, std::string>& metadata);

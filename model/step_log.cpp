@@ -16,9 +16,14 @@ StepLog::StepLog(RunLog& log, Progress& progress, Optimizer& optimizer, TrainerS
                  const StepCost& cost)
     : log_(log), progress_(progress), optimizer_(optimizer), state_(state), cost_(cost) {}
 
-void StepLog::queued(double lr, double start) {
+void StepLog::queued(double lr, double start, int64_t first_sample, int64_t sent_bytes) {
     CHECK(!queued_ && optimizer_.queued(), cat({"step ", state_.step}));
-    queued_ = {.step = state_.step, .tokens = state_.tokens, .lr = lr, .start = start};
+    queued_ = {.step = state_.step,
+               .tokens = state_.tokens,
+               .lr = lr,
+               .start = start,
+               .sent_bytes = sent_bytes,
+               .first_sample = first_sample};
 }
 
 void StepLog::finish_if_arrived() {
@@ -31,6 +36,11 @@ void StepLog::finish() {
     queued_.reset();
     last_ = optimizer_.take();
     state_.last_loss = last_.loss;
+    if (last_.applied) {
+        state_.refused_since = -1;
+    } else if (state_.refused_since < 0) {
+        state_.refused_since = step.first_sample;
+    }
     // A step that was queued while the one before it ran began when that one ended.
     const double now = seconds_now(), seconds = now - std::max(step.start, finished_);
     finished_ = now;
@@ -41,6 +51,7 @@ void StepLog::finish() {
     line.add("kind", "step").add("step", step.step).add("loss", last_.loss).add("lr", step.lr);
     line.add("grad_norm", last_.grad_norm).add("tokens", step.tokens).add("ms", seconds * 1e3);
     line.add("tokens_per_s", tokens_per_s).add("mfu", mfu);
+    if (step.sent_bytes > 0) line.add("sent_bytes", step.sent_bytes);
     if (!last_.applied) line.add("skipped", last_.reason).add("num_skipped", optimizer_.num_skipped());
     log_.write(line);
     log_.scalar("train/loss", step.step, last_.loss);

@@ -17,12 +17,14 @@ struct StepCost {
 
 class StepLog {
 public:
-    // The optimizer's updates are taken here, and nowhere else; the state's last_loss is set. With a log that
+    // The optimizer's updates are taken here, and nowhere else; the state's last_loss and
+    // refused_since are set. With a log that
     // is nowhere no step is spoken of.
     StepLog(RunLog& log, Progress& progress, Optimizer& optimizer, TrainerState& state, const StepCost& cost);
 
-    // The update just given to the optimizer belongs to step `state.step`, begun at `start` (seconds_now()).
-    void queued(double lr, double start);
+    // The update just given to the optimizer belongs to step `state.step`, begun at `start` (seconds_now()),
+    // for which this rank has sent so many bytes to others. Its samples begin at first_sample.
+    void queued(double lr, double start, int64_t first_sample, int64_t sent_bytes);
     // Waits for the queued step's numbers and writes them; nothing to do when there is none.
     void finish();
     // The same, if that is no wait: on the CPU it never is.
@@ -33,6 +35,7 @@ private:
     struct Queued {
         int64_t step, tokens;
         double lr, start;
+        int64_t sent_bytes, first_sample;
     };
     RunLog& log_;
     Progress& progress_;

@@ -43,10 +43,19 @@ void declare(Flags& f, TrainOptions& o) {
         "parts of a step whose gradients are added in a tree, so that any number of ranks up to it gives the "
         "same bits; 0: one a rank; -1: 4 on CPUs, else 0",
         -1, 1 << 20);
+    f.add("zero", o.zero,
+          "what a rank has its own part of only: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 all",
+          0, 3);
+    f.add("rewind-after", o.rewind_after,
+          "skipped steps in a row after which the run goes back to its newest checkpoint and leaves their "
+          "samples out; 0: never");
+    f.add("replay-step", o.replay_step,
+          "compute this step's gradient twice and fail unless both have the same bits; 0: none");
     f.add("eval-every", o.eval_every, "steps between evaluations; 0: at the end only");
     f.add("eval-batches", o.eval_batches, "micro-batches per evaluation during the run; 0: all");
     f.add("checkpoint-every", o.checkpoint_every, "steps between checkpoints; 0: at the end only");
-    f.add("keep", o.keep, "checkpoints to keep; 0: all");
+    f.add("keep", o.keep, "newest checkpoints to keep; 0: all");
+    f.add("keep-every", o.keep_every, "keep those of multiples of so many steps for good; 0: none");
     f.add("sample-every", o.sample_every, "steps between sampled texts; 0: at the end only");
     f.add("sample-tokens", o.sample_tokens, "how long they are at most; 0: none at all", 0, 1 << 30);
     f.add("sample-prompt", o.sample_prompt, "what samples begin with");
@@ -59,10 +68,10 @@ void declare(Flags& f, TrainOptions& o) {
 }
 
 const std::vector<std::string> kFreeOptions = {
-    "stop-at",      "micro-batch",   "recompute",     "device",           "isa",
-    "threads",      "eval-every",    "eval-batches",  "checkpoint-every", "keep",
-    "sample-every", "sample-prompt", "sample-tokens", "watchdog",         "quiet",
-    "out",          "val-data",      "config"};
+    "stop-at",      "micro-batch",   "recompute",        "device",       "isa",         "threads",
+    "eval-every",   "eval-batches",  "checkpoint-every", "keep",         "keep-every",  "zero",
+    "sample-every", "sample-prompt", "sample-tokens",    "rewind-after", "replay-step", "watchdog",
+    "quiet",        "out",           "val-data",         "config"};
 
 RunShape TrainOptions::shape(Device on) const {
     return {.num_rows = micro_batch,
@@ -73,7 +82,9 @@ RunShape TrainOptions::shape(Device on) const {
             .recompute = recompute == "block" ? Recompute::block
                          : recompute == "mlp" ? Recompute::mlp
                                               : Recompute::none,
-            .device = on};
+            .device = on,
+            .has_params = zero < 3,
+            .has_grads = zero < 2};
 }
 
 OptimizerConfig TrainOptions::optimizing() const {

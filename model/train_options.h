@@ -14,9 +14,10 @@ struct TrainOptions {
     std::string optimizer = "adamw", schedule = "cosine";
     double lr = 6e-4, lr_final_frac = 0.1, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
     double grad_clip = 1.0, muon_lr_ratio = 1.0, outlier_z = 0;
-    int64_t warmup = 0, deterministic_reduce = -1;
+    int64_t warmup = 0, deterministic_reduce = -1, zero = 0;
     std::string dtype = "fp32", recompute = "none", device = "auto", isa = "auto";
-    int64_t threads = 0, eval_every = 0, eval_batches = 0, checkpoint_every = 0, keep = 2;
+    int64_t threads = 0, eval_every = 0, eval_batches = 0, checkpoint_every = 0, keep = 2, keep_every = 0;
+    int64_t rewind_after = 20, replay_step = 0;
     int64_t sample_every = 0, sample_tokens = 100;
     std::string sample_prompt;
     int64_t seed = 42, eot = -1;

@@ -11,7 +11,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kStateVersion = 2;  // 1 is read too: it counts no consecutive skips
+// Older ones are read too: 1 counts no consecutive skips, 2 knows of no rewinds.
+constexpr int kStateVersion = 3;
 
 // Finite doubles print in the shortest form that reads back to the same bits; JSON has no word for the
 // others.
@@ -50,6 +51,9 @@ std::string state_to_json(const TrainerState& state, DType dtype) {
     j["skips_in_a_row"] = state.skips_in_a_row;
     j["loss_window"] = from_doubles(state.loss_window);
     j["norm_window"] = from_doubles(state.norm_window);
+    j["refused_since"] = state.refused_since;
+    j["stepped_over"] = json::array();
+    for (const SampleRange& range : state.stepped_over) j["stepped_over"].push_back({range.begin, range.end});
     j["last_loss"] = from_double(state.last_loss);
     j["seed"] = state.seed;
     j["config_toml"] = state.config_toml;
@@ -78,6 +82,11 @@ TrainerState state_from_json(const std::string& text, const std::string& where, 
         if (version > 1) j.at("skips_in_a_row").get_to(state.skips_in_a_row);
         state.loss_window = to_doubles(j.at("loss_window"));
         state.norm_window = to_doubles(j.at("norm_window"));
+        if (version > 2) {
+            j.at("refused_since").get_to(state.refused_since);
+            for (const json& range : j.at("stepped_over"))
+                state.stepped_over.push_back({range.at(0).get<int64_t>(), range.at(1).get<int64_t>()});
+        }
         state.last_loss = to_double(j.at("last_loss"));
         j.at("seed").get_to(state.seed);
         j.at("config_toml").get_to(state.config_toml);
@@ -85,6 +94,19 @@ TrainerState state_from_json(const std::string& text, const std::string& where, 
         j.at("commit").get_to(state.commit);
     });
     return state;
+}
+
+bool TrainerState::step_over() {
+    const int64_t before = next_sample;
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (const SampleRange& range : stepped_over) {
+            if (next_sample < range.begin || next_sample >= range.end) continue;
+            next_sample = range.end;
+            moved = true;
+        }
+    }
+    return next_sample != before;
 }
 
 void restore_counts(Optimizer& optimizer, const TrainerState& state) {

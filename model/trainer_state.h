@@ -8,6 +8,11 @@
 #include "core/tensor.h"
 #include "model/optimizer.h"
 
+struct SampleRange {  // global sample indices
+    int64_t begin = 0, end = 0;
+    bool operator==(const SampleRange&) const = default;
+};
+
 // Everything a run needs to go on as if it had never stopped.
 struct TrainerState {
     int64_t step = 0;         // optimizer steps done, skipped ones included
@@ -15,11 +20,16 @@ struct TrainerState {
     int64_t tokens = 0;       // trained on so far
     int64_t num_updates = 0, num_skipped = 0, skips_in_a_row = 0;
     std::vector<double> loss_window, norm_window;
-    double last_loss = 0;  // training loss of the step just done
+    int64_t refused_since = -1;             // first sample of the skips in a row; -1: the last step was none
+    std::vector<SampleRange> stepped_over;  // samples that a rewind has left out
+    double last_loss = 0;                   // training loss of the step just done
     uint64_t seed = 0;
     std::string config_toml;  // resolved flags
     std::string data_hash;    // hash of the training manifest
     std::string commit;       // of the program
+
+    // Moves next_sample behind what is to be left out; whether it has moved.
+    bool step_over();
 };
 
 // dtype: of the parameters that the model reads.

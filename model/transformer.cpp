@@ -5,78 +5,16 @@
 
 #include "core/device.h"
 #include "core/error.h"
-#include "core/threads.h"
 #include "kernels/cast.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
 #include "kernels/loss_sum.h"
-#include "kernels/matmul_scratch.h"
 #include "kernels/rope.h"
 #include "model/batch_tensors.h"
 #include "model/layer.h"
+#include "model/transformer_memory.h"
 
 namespace {
-void check_shape(const ModelConfig& config, const RunShape& shape) {
-    check_config(config, "model configuration");
-    CHECK(shape.num_rows > 0 && shape.seq_len > 0, cat({"B=", shape.num_rows, " T=", shape.seq_len}));
-    CHECK(shape.dtype == DType::f32 || shape.dtype == DType::bf16, dtype_name(shape.dtype));
-    CHECK(!shape.fp8 || shape.dtype == DType::bf16, dtype_name(shape.dtype));
-    constexpr int kOldestWithFp8 = 89;
-    if (shape.fp8 && shape.device != Device::cpu) {
-        const DeviceInfo gpu = device_info(shape.device);
-        if (gpu.capability < kOldestWithFp8) {
-            fail_input({.what = "this GPU has no FP8 arithmetic",
-                        .where = gpu.name,
-                        .expected = "compute capability 8.9 or later for --dtype fp8",
-                        .actual = cat({gpu.capability / 10, ".", gpu.capability % 10}),
-                        .hint = "--dtype bf16"});
-        }
-    }
-    if (shape.seq_len > config.max_position) {
-        fail_input({.what = "sequences are longer than the model's positions reach",
-                    .expected = cat({"at most ", config.max_position, " tokens"}),
-                    .actual = cat({shape.seq_len}),
-                    .hint = cat({"--seq-len ", config.max_position})});
-    }
-    // In double, before any product can overflow: tokens are counted in 32 bits, bytes in 64.
-    const double tokens = double(shape.num_rows) * double(shape.seq_len);
-    const double layer_width =
-        8 * double(config.channels) + 4 * double(config.qkv_dim()) + 4 * double(config.mlp_dim);
-    if (tokens > double(INT32_MAX) || tokens * layer_width * double(config.num_layers + 1) > 0x1p58) {
-        fail_input({.what = "the micro-batch is larger than any memory",
-                    .expected = cat({"at most ", INT32_MAX, " tokens, and far fewer for a large model"}),
-                    .actual = cat({tokens, " tokens"}),
-                    .hint = "a smaller --micro-batch or --seq-len"});
-    }
-}
-
-// What attention's tiles take of a thread, at most: heads of 256, the largest (kernels/attention_forward.h).
-constexpr int64_t kAttentionWorkerBytes = 640 << 10;
-
-int64_t params_bytes(const ParamTable& table, DType dtype) { return table.arena_size() * dtype_bytes(dtype); }
-
-int64_t grads_bytes(const ParamTable& table, const RunShape& shape) {
-    return shape.backward ? table.arena_size() * dtype_bytes(DType::f32) : 0;
-}
-
-int64_t activation_bytes(const ModelConfig& config, const RunShape& shape) {
-    Arena arena;
-    layout_forward(arena, config, shape, shape.num_rows * shape.seq_len);
-    return arena.bytes();
-}
-
-int64_t fp8_bytes(const ModelConfig& config, const RunShape& shape) {
-    Arena arena;
-    if (shape.fp8 && shape.backward) layout_fp8(arena, config, shape.num_rows * shape.seq_len);
-    return arena.bytes();
-}
-
-int64_t scratch_bytes(const ModelConfig& config, const RunShape& shape) {
-    Arena arena;
-    layout_scratch(arena, config, shape, shape.num_rows * shape.seq_len);
-    return arena.bytes();
-}
-
 void check_ids(const std::vector<int32_t>& ids, int32_t min, int64_t end, const char* what,
                const char* hint) {
     for (size_t i = 0; i < ids.size(); ++i) {
@@ -95,8 +33,12 @@ struct Transformer::State {
     RunShape shape;
     ParamTable table;
     Buffer params, grads, activations, scratch, fp8_memory;
-    std::vector<LayerTensors> p, g;  // parameters and gradients of each layer
-    ForwardActivations forward;      // views for num_tokens tokens
+    std::vector<Tensor> weight_units, grad_units;  // where each unit's piece of the arenas is at present
+    std::vector<LayerTensors> p, g;                // parameters and gradients of each layer
+    WeightSource* source = nullptr;
+    GradientSink* sink = nullptr;  // during a pass
+    bool idle = false;             // likewise: nothing is computed
+    ForwardActivations forward;    // views for num_tokens tokens
     BackwardScratch backward;
     Fp8Memory fp8;
     BatchTensors batch;
@@ -115,17 +57,18 @@ struct Transformer::State {
         : config(c),
           shape(s),
           table(c),
-          params(params_bytes(table, s.dtype), s.device),
-          grads(grads_bytes(table, s), s.device),
+          params(arena_bytes(table, s).params, s.device),
+          grads(arena_bytes(table, s).grads, s.device),
           activations(activation_bytes(c, s), s.device),
           scratch(scratch_bytes(c, s), s.device),
           fp8_memory(fp8_bytes(c, s), s.device),
           batch(s.num_rows * s.seq_len, s.device),
           total_loss(dtype_bytes(DType::f64), s.device) {
-        for (int64_t l = 0; l < c.num_layers; ++l) {
-            p.push_back(layer_tensors(table, param_arena(), l));
-            if (s.backward) g.push_back(layer_tensors(table, grad_arena(), l));
-        }
+        weight_units.resize(static_cast<size_t>(table.num_units()));
+        grad_units.resize(static_cast<size_t>(table.num_units()));
+        p.resize(static_cast<size_t>(c.num_layers));
+        g.resize(static_cast<size_t>(s.backward ? c.num_layers : 0));
+        place_all();
         view_for(s.num_rows * s.seq_len);
         if (uses_fp8()) {
             Arena arena(fp8_memory);
@@ -143,11 +86,50 @@ struct Transformer::State {
     }
 
     bool uses_fp8() const { return shape.fp8 && shape.backward; }
-    Tensor param_arena() const { return params.tensor(shape.dtype); }
-    Tensor grad_arena() const { return shape.backward ? grads.tensor(DType::f32) : Tensor{}; }
-    Tensor param(Slot slot) const { return table.slot(param_arena(), slot); }
-    Tensor grad(Slot slot) const { return table.slot(grad_arena(), slot); }
+    Tensor param_arena() const { return shape.has_params ? params.tensor(shape.dtype) : Tensor{}; }
+    Tensor grad_arena() const {
+        return shape.backward && shape.has_grads ? grads.tensor(DType::f32) : Tensor{};
+    }
+    // Of units 0 and L + 1.
+    Tensor in_unit(const std::vector<Tensor>& units, Slot slot) const {
+        const bool front = slot == Slot::wte || slot == Slot::wpe;
+        const int64_t unit = front ? 0 : table.num_units() - 1;
+        return table.slot(units[static_cast<size_t>(unit)], slot, -1, table.unit_begin(unit));
+    }
+    Tensor param(Slot slot) const { return in_unit(weight_units, slot); }
+    Tensor grad(Slot slot) const { return in_unit(grad_units, slot); }
     Slot head() const { return config.tied_head ? Slot::wte : Slot::head_w; }
+    int64_t last_unit() const { return table.num_units() - 1; }
+
+    // The unit's piece of an arena lies at `memory` now.
+    void place(std::vector<Tensor>& units, std::vector<LayerTensors>& layers, int64_t unit, Tensor memory) {
+        Tensor& present = units[static_cast<size_t>(unit)];
+        if (present.data == memory.data) return;
+        CHECK(memory.size() == table.unit_size(unit), cat({"unit ", unit, ": ", shape_text(memory)}));
+        present = memory;
+        if (unit == 0 || unit == last_unit()) return;
+        LayerTensors& layer = layers[static_cast<size_t>(unit - 1)];
+        const Fp8Linears* const fp8_of_layer = layer.fp8;
+        layer = layer_tensors(table, memory, unit - 1, table.unit_begin(unit));
+        layer.fp8 = fp8_of_layer;
+    }
+    // In the arenas, where there are any.
+    void place_all() {
+        for (int64_t unit = 0; unit < table.num_units(); ++unit) {
+            const int64_t begin = table.unit_begin(unit), size = table.unit_size(unit);
+            if (shape.has_params) place(weight_units, p, unit, param_arena().rows(begin, size));
+            if (!grad_arena().absent()) place(grad_units, g, unit, grad_arena().rows(begin, size));
+        }
+    }
+    void need(int64_t unit, int64_t then) {
+        if (source != nullptr) place(weight_units, p, unit, source->weights(unit, then));
+    }
+    void begin_grads(int64_t unit) {
+        if (sink != nullptr) place(grad_units, g, unit, sink->begin(unit));
+    }
+    void end_grads(int64_t unit) {
+        if (sink != nullptr) sink->end(unit);
+    }
 
     // Smaller micro-batches use the front of the same memory.
     void view_for(int64_t n) {
@@ -205,25 +187,37 @@ struct Transformer::State {
     }
 
     // Fills forward.hidden. Without `keep` all layers use the first one's memory, which then stays in cache.
-    void run_forward(bool keep) {
+    // new_weights: since the last pass, so FP8 has to make its copies anew.
+    void run_forward(bool keep, bool new_weights) {
         const LayerRun run = layer_run(keep);
         Tensor x = forward.stream[0];
-        embedding_forward(x, param(Slot::wte), param(Slot::wpe), batch.tokens, run.positions);
+        need(0, 1);
+        if (!idle) embedding_forward(x, param(Slot::wte), param(Slot::wpe), batch.tokens, run.positions);
         for (size_t l = 0; l < p.size(); ++l) {
+            need(static_cast<int64_t>(l) + 1, static_cast<int64_t>(l) + 2);
+            if (idle) continue;
             const LayerActivations& a = forward.layers[keep ? l : 0];
             const Tensor y = keep ? forward.stream[l + 1] : x;
+            if (run.fp8 != nullptr && new_weights) quantize_weights(run, p[l]);
             layer_forward(run, p[l], a, x, static_cast<int64_t>(l));
             mlp_output(run, p[l], a, y);
             x = y;
         }
-        norm_forward(forward.hidden, forward.mean, forward.rstd, x, param(Slot::final_norm_w),
-                     param(Slot::final_norm_b), config.norm_eps);
+        const int64_t then = keep ? last_unit() - 1 : -1;
+        need(last_unit(), config.tied_head ? 0 : then);
+        if (!idle) {
+            norm_forward(forward.hidden, forward.mean, forward.rstd, x, param(Slot::final_norm_w),
+                         param(Slot::final_norm_b), config.norm_eps);
+        }
+        if (config.tied_head) need(0, then);
     }
 
     // Gradients that kernels only ever add to. All others are set by the first micro-batch: the tied head's
     // by the cross-entropy, before the embedding adds to it.
-    void zero_accumulated_grads() {
+    void zero_accumulated_grads(int64_t unit) {
+        const int64_t begin = table.unit_begin(unit), end = table.unit_begin(unit + 1);
         for (const ParamInfo& row : table.rows()) {
+            if (row.offset < begin || row.offset >= end) continue;
             switch (row.slot) {
                 case Slot::wte:
                     if (config.tied_head) break;
@@ -236,7 +230,9 @@ struct Transformer::State {
                 case Slot::norm2_w:
                 case Slot::norm2_b:
                 case Slot::final_norm_w:
-                case Slot::final_norm_b: fill_zero(table.tensor(grad_arena(), row)); break;
+                case Slot::final_norm_b:
+                    fill_zero(table.tensor(grad_units[static_cast<size_t>(unit)], row, begin));
+                    break;
                 default: break;
             }
         }
@@ -245,28 +241,49 @@ struct Transformer::State {
     void run_backward(bool accumulate) {
         const LayerRun run = layer_run(true);
         const BackwardScratch& s = backward;
-        if (!accumulate) zero_accumulated_grads();
-        cross_entropy(forward.losses, s.dnorm, grad(head()), forward.hidden, param(head()), batch.targets,
-                      batch.dloss_scale, accumulate, shape.math, s.workspace);
-        loss_sum(total_loss.tensor(DType::f64), forward.losses, accumulate);
-        norm_backward(s.dstream, grad(Slot::final_norm_w), grad(Slot::final_norm_b), s.dnorm,
-                      forward.stream.back(), param(Slot::final_norm_w), forward.mean, forward.rstd, false,
-                      dout_absmax(run, p.back(), Linear::proj));
-        for (size_t l = p.size(); l-- > 0;) {
-            layer_backward(run, p[l], g[l], forward.layers[l], s, forward.stream[l], static_cast<int64_t>(l),
-                           shape.recompute, accumulate,
-                           l > 0 ? dout_absmax(run, p[l - 1], Linear::proj) : Tensor{});
+        const auto begin = [&](int64_t unit) {
+            begin_grads(unit);
+            if (!accumulate && !idle) zero_accumulated_grads(unit);
+        };
+        begin(last_unit());
+        if (config.tied_head) begin(0);
+        if (!idle) {
+            cross_entropy(forward.losses, s.dnorm, grad(head()), forward.hidden, param(head()), batch.targets,
+                          batch.dloss_scale, accumulate, shape.math, s.workspace);
+            loss_sum(total_loss.tensor(DType::f64), forward.losses, accumulate);
+            norm_backward(s.dstream, grad(Slot::final_norm_w), grad(Slot::final_norm_b), s.dnorm,
+                          forward.stream.back(), param(Slot::final_norm_w), forward.mean, forward.rstd, false,
+                          dout_absmax(run, p.back(), Linear::proj));
         }
-        embedding_backward(grad(Slot::wte), grad(Slot::wpe), s.dstream, batch.tokens, run.positions);
+        end_grads(last_unit());
+        for (size_t l = p.size(); l-- > 0;) {
+            const int64_t unit = static_cast<int64_t>(l) + 1;
+            need(unit, unit > 1 ? unit - 1 : -1);
+            begin(unit);
+            if (!idle) {
+                layer_backward(run, p[l], g[l], forward.layers[l], s, forward.stream[l],
+                               static_cast<int64_t>(l), shape.recompute, accumulate,
+                               l > 0 ? dout_absmax(run, p[l - 1], Linear::proj) : Tensor{});
+            }
+            end_grads(unit);
+        }
+        if (!config.tied_head) begin(0);
+        if (!idle) {
+            embedding_backward(grad(Slot::wte), grad(Slot::wpe), s.dstream, batch.tokens, run.positions);
+        }
+        end_grads(0);
+    }
+
+    void run_idle(bool with_backward) {
+        idle = true;
+        run_forward(with_backward, false);
+        if (with_backward) run_backward(false);
+        idle = false;
     }
 
     void run_step(bool accumulate) {
-        // Weights change between steps only: the first micro-batch of one quantises them.
-        if (uses_fp8() && !accumulate) {
-            for (const LayerTensors& layer : p) quantize_weights(layer_run(true), layer);
-        }
         if (uses_fp8()) fill_zero(fp8.absmax);
-        run_forward(true);
+        run_forward(true, !accumulate);  // weights change between steps only
         run_backward(accumulate);
     }
 
@@ -287,33 +304,21 @@ struct Transformer::State {
 };
 
 Transformer::Transformer(const ModelConfig& config, const RunShape& shape) {
-    check_shape(config, shape);
+    check_run_shape(config, shape);
     state_ = std::make_unique<State>(config, shape);
 }
 Transformer::~Transformer() = default;
-
-void Transformer::plan(MemoryPlan& plan, const ModelConfig& config, const RunShape& shape) {
-    check_shape(config, shape);
-    const ParamTable table(config);
-    plan.add(cat({"parameters (", dtype_name(shape.dtype), ")"}), params_bytes(table, shape.dtype));
-    if (shape.backward) plan.add("gradients (f32)", grads_bytes(table, shape));
-    plan.add("activations", activation_bytes(config, shape));
-    plan.add("scratch", scratch_bytes(config, shape));
-    if (shape.fp8 && shape.backward) plan.add("FP8 weights and operands", fp8_bytes(config, shape));
-    if (shape.device != Device::cpu) {
-        plan.add("batch", BatchTensors::device_bytes(shape.num_rows * shape.seq_len));
-        plan.add("device workspaces", workspace_sizes(config, shape).total());
-        return;
-    }
-    plan.add("matmul scratch", matmul_scratch_bytes(num_threads()));
-    plan.add("attention scratch", num_threads() * kAttentionWorkerBytes);
-}
 
 const ModelConfig& Transformer::config() const { return state_->config; }
 const RunShape& Transformer::shape() const { return state_->shape; }
 const ParamTable& Transformer::table() const { return state_->table; }
 Tensor Transformer::params() const { return state_->param_arena(); }
 Tensor Transformer::grads() const { return state_->grad_arena(); }
+void Transformer::set_weights(WeightSource* source) {
+    CHECK(source == nullptr || state_->shape.device == Device::cpu, "a source of weights on a device");
+    state_->source = source;
+    state_->place_all();
+}
 int64_t Transformer::allocated_bytes() const {
     const State& s = *state_;
     return s.params.bytes() + s.grads.bytes() + s.activations.bytes() + s.scratch.bytes() +
@@ -323,6 +328,7 @@ int64_t Transformer::allocated_bytes() const {
 void Transformer::forward_backward(const Batch& batch, float dloss_scale, bool accumulate) {
     State& s = *state_;
     CHECK(s.shape.backward, "this transformer was made for evaluation only");
+    s.sink = nullptr;  // of a pass that has failed
     s.load(batch, dloss_scale);
     if (s.shape.device == Device::cpu) {
         s.run_step(accumulate);
@@ -331,13 +337,31 @@ void Transformer::forward_backward(const Batch& batch, float dloss_scale, bool a
     }
 }
 
+void Transformer::forward_backward(const Batch& batch, float dloss_scale, GradientSink& sink) {
+    State& s = *state_;
+    CHECK(s.shape.backward && s.shape.device == Device::cpu, device_name(s.shape.device));
+    s.load(batch, dloss_scale);
+    s.sink = &sink;
+    s.run_step(false);
+    s.sink = nullptr;
+    s.place_all();
+}
+
+void Transformer::idle_step(GradientSink& sink) {
+    state_->sink = &sink;
+    state_->run_idle(true);
+    state_->sink = nullptr;
+    state_->place_all();
+}
+void Transformer::idle_forward() { state_->run_idle(false); }
+
 Tensor Transformer::summed_loss() const { return state_->total_loss.tensor(DType::f64); }
 double Transformer::total_loss() const { return state_->read_loss_sum(); }
 
 double Transformer::forward_loss(const Batch& batch, Tensor losses) {
     State& s = *state_;
     s.load(batch, 0);
-    s.run_forward(false);
+    s.run_forward(false, false);
     cross_entropy(s.forward.losses, {}, {}, s.forward.hidden, s.param(s.head()), s.batch.targets, {}, false,
                   s.shape.math, s.backward.workspace);
     loss_sum(s.total_loss.tensor(DType::f64), s.forward.losses, false);
@@ -348,7 +372,7 @@ double Transformer::forward_loss(const Batch& batch, Tensor losses) {
 void Transformer::forward_logits(const Batch& batch, Tensor logits) {
     State& s = *state_;
     s.load(batch, 0);
-    s.run_forward(false);
+    s.run_forward(false, false);
     Buffer memory(logits.bytes(), s.shape.device);
     const Tensor result = memory.tensor(DType::f32).view(logits.dims[0], logits.dims[1]);
     matmul_forward(result, s.forward.hidden, s.param(s.head()), {}, s.shape.math);

@@ -23,6 +23,27 @@
 //   block: the layer's input only; the layer's forward runs again.
 enum class Recompute : uint8_t { none, mlp, block };
 
+// Where the weights of a unit (ParamTable) are, for who does not have all of them in one arena. A pass asks
+// for each unit before it uses it: forward 0, 1, .. L + 1, and once more 0 where the head is tied to the
+// embedding; backward L, .. 1.
+class WeightSource {
+public:
+    virtual ~WeightSource() = default;
+    // The unit's piece of the arena, until two other units have been asked for; that of units 0 and L + 1
+    // until the other one has, or with a tied head until the end of the pass. `then`: who is asked for next;
+    // -1: nobody in this pass.
+    virtual Tensor weights(int64_t unit, int64_t then) = 0;
+};
+// Where the gradients of units go, one unit after another: L + 1, L, .. 0; unit 0 begins first where the head
+// is tied to the embedding.
+class GradientSink {
+public:
+    virtual ~GradientSink() = default;
+    virtual Tensor begin(
+        int64_t unit) = 0;               // f32 memory for the unit's piece of the arena, to be overwritten
+    virtual void end(int64_t unit) = 0;  // it is complete
+};
+
 struct RunShape {
     int64_t num_rows = 1;  // B, largest micro-batch
     int64_t seq_len = 0;   // T
@@ -32,6 +53,7 @@ struct RunShape {
     Recompute recompute = Recompute::none;
     bool backward = true;  // false: evaluation only; no gradients, activations of one layer
     Device device = Device::cpu;
+    bool has_params = true, has_grads = true;  // arenas of its own; else a source and a sink are needed
 };
 
 class Transformer {
@@ -47,13 +69,20 @@ public:
     const ModelConfig& config() const;
     const RunShape& shape() const;
     const ParamTable& table() const;
-    Tensor params() const;            // arena of shape.dtype, on shape.device
-    Tensor grads() const;             // arena f32; absent without backward
-    int64_t allocated_bytes() const;  // what plan() said, the kernels' own scratch aside
+    Tensor params() const;  // arena of shape.dtype, on shape.device; absent without has_params
+    Tensor grads() const;   // arena f32; absent without backward or has_grads
+    void set_weights(WeightSource* source);  // on the CPU; null: params()
+    int64_t allocated_bytes() const;         // what plan() said, the kernels' own scratch aside
 
     // Forward and backward. Gradients of sum(losses) * dloss_scale are set (accumulate = false) or added. On
     // a device this only queues the work; from the second call of its kind on it is one graph.
     void forward_backward(const Batch& batch, float dloss_scale, bool accumulate);
+    // The same of one micro-batch, on the CPU, with gradients that go where `sink` says.
+    void forward_backward(const Batch& batch, float dloss_scale, GradientSink& sink);
+    // Asks source and sink for what such a pass, or forward_loss(), asks for, and computes nothing: for a
+    // rank that has no micro-batch while others do.
+    void idle_step(GradientSink& sink);
+    void idle_forward();
     // The sum of the losses over counted targets since the last call that did not accumulate: f64 [1], on
     // shape.device; and on the host, for which it waits.
     Tensor summed_loss() const;

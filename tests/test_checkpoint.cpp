@@ -33,12 +33,11 @@ protected:
         state.step = step;
         state.num_updates = optimizer.num_updates();
         state.num_skipped = optimizer.num_skipped();
-        save_checkpoint(out_, model.table, model.config, checkpoint_arenas(model.params(), optimizer), state,
-                        "");
+        save_checkpoint(out_, model.table, model.config, checkpoint_arenas(optimizer), state, "");
         return out_ + "/" + checkpoint_name(step);
     }
     static TrainerState load(const std::string& directory, TinyModel& model, Optimizer& optimizer) {
-        return load_checkpoint(directory, model.table, model.config, model.params(), optimizer);
+        return load_checkpoint(directory, model.table, model.config, optimizer);
     }
 };
 
@@ -138,7 +137,7 @@ TEST_F(Checkpoint, StateComesBackExactly) {
     state.config_toml = "lr = 0.1\nname = \"\xc3\xa9 \\\"x\\\"\"\n";
     state.data_hash = "d";
     state.commit = "c";
-    save_checkpoint(out_, model.table, model.config, checkpoint_arenas(model.params(), optimizer), state, "");
+    save_checkpoint(out_, model.table, model.config, checkpoint_arenas(optimizer), state, "");
     Optimizer other = model.optimizer();
     const TrainerState loaded = load(out_ + "/step_00000042", model, other);
     EXPECT_EQ(loaded.step, state.step);
@@ -158,7 +157,7 @@ TEST_F(Checkpoint, StateComesBackExactly) {
 }
 
 // Version 1 had no count of skips in a row, and two fields that are gone.
-TEST_F(Checkpoint, StateOfVersion1IsRead) {
+TEST_F(Checkpoint, StatesOfOlderVersionsAreRead) {
     TinyModel model("tiny-llama");
     Optimizer optimizer = model.optimizer();
     take_steps(model, optimizer, 3);
@@ -181,8 +180,14 @@ TEST_F(Checkpoint, StateOfVersion1IsRead) {
     write_state(2);
     expect_phrases(complaint([&] { load(path, model, other); }),
                    {"malformed trainer state", "skips_in_a_row"});
+    state["skips_in_a_row"] = 0;
+    state.erase("stepped_over");
+    write_state(2);
+    EXPECT_EQ(load(path, model, other).refused_since, -1);
     write_state(3);
-    expect_phrases(complaint([&] { load(path, model, other); }), {"another version", "1 to 2", "got 3"});
+    expect_phrases(complaint([&] { load(path, model, other); }), {"malformed trainer state", "stepped_over"});
+    write_state(4);
+    expect_phrases(complaint([&] { load(path, model, other); }), {"another version", "1 to 3", "got 4"});
 }
 
 // The memory plan counts on it: a moment that Muon never reads stays untouched memory.
@@ -213,7 +218,7 @@ TEST_F(Checkpoint, ADamagedNewestOneGivesWayToTheOneBefore) {
         write_file_atomic(file, content);
     };
     const auto load_newest = [&] {
-        return load_newest_checkpoint(out_, model.table, model.config, model.params(), optimizer);
+        return load_verified_checkpoint(verify_newest_checkpoint(out_), model.table, model.config, optimizer);
     };
     for (const int64_t step : {1, 2, 3}) save(model, optimizer, step);
     EXPECT_EQ(load_newest().step, 3);

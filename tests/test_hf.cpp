@@ -350,4 +350,43 @@ TEST_F(HfDirectory, TokenizerFilesAreCopied) {
     EXPECT_EQ(read_file(to + "/tokenizer_config.json"), "{\"a\":1}");
 }
 
+// Ranks fill one file, each its own segments, cut anywhere: within rows, and within Conv1D's matrices, whose
+// elements lie apart in the file. And each loads its own.
+TEST_F(HfDirectory, PartsOfAnArenaMakeOneFile) {
+    for (const std::string family : {"tiny-gpt2", "tiny-qwen3"}) {
+        for (const DType dtype : {DType::f32, DType::bf16}) {
+            TinyModel model(family, dtype);
+            const int64_t size = model.table.arena_size();
+            const std::string whole = out_ + "/whole.safetensors", parts = out_ + "/parts.safetensors";
+            for (const std::string& path : {whole, parts}) create_arena_file(path, model.table, dtype);
+            write_arena_part(whole, model.table, model.params());
+            Buffer back(model.params().bytes());
+            load_arena(whole, model.table, back.tensor(dtype));
+            EXPECT_EQ(std::memcmp(back.data(), model.params().data, static_cast<size_t>(back.bytes())), 0);
+
+            // Every rank has each third piece of odd lengths.
+            constexpr int64_t kRanks = 3, kPiece = 641;
+            for (int64_t rank = 0; rank < kRanks; ++rank) {
+                std::vector<ArenaSegment> segments;
+                int64_t local = 0;
+                for (int64_t begin = rank * kPiece; begin < size; begin += kRanks * kPiece) {
+                    segments.push_back({begin, std::min(kPiece, size - begin), local});
+                    local += segments.back().size;
+                }
+                Buffer memory(local * dtype_bytes(dtype));
+                const ArenaPart part(memory.tensor(dtype), segments, false);
+                load_arena(whole, model.table, part);
+                for (const ArenaSegment& s : segments) {
+                    const Tensor expected = model.params().rows(s.begin, s.size);
+                    ASSERT_EQ(
+                        std::memcmp(part.of(s).data, expected.data, static_cast<size_t>(expected.bytes())), 0)
+                        << "loaded from " << s.begin;
+                }
+                write_arena_part(parts, model.table, part);
+            }
+            EXPECT_EQ(read_file(parts), read_file(whole));
+        }
+    }
+}
+
 }  // namespace

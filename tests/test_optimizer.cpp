@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -13,6 +15,7 @@
 #include "core/threads.h"
 #include "kernels/adamw.h"
 #include "model/config.h"
+#include "tests/fake_comm.h"
 
 namespace {
 
@@ -334,3 +337,64 @@ TEST(Schedule, FewStepsGiveRatesWithinTheirBounds) {
 }
 
 }  // namespace
+
+// Each of three ranks updates its own part, cut in the middle of rows, to the bits that one alone gives it.
+TEST(ShardedOptimizer, PartsHaveTheBitsOfTheWhole) {
+    ModelConfig config = config_preset("tiny-gpt2");
+    config.vocab_size = 5000;  // rows of several chunks
+    for (const bool muon : {false, true}) {
+        for (const DType dtype : {DType::f32, DType::bf16}) {
+            const ParamTable table(config);
+            const int64_t size = table.arena_size();
+            const OptimizerConfig optimizing{.muon = muon, .grad_clip = 0, .seed = 3};
+            const auto grads_of = [&](uint64_t step) {
+                std::vector<float> grads(static_cast<size_t>(size));
+                for (const ParamInfo& row : table.rows())
+                    for (int64_t i = row.offset; i < row.offset + row.size(); ++i)
+                        grads[static_cast<size_t>(i)] = random_normal({step, 7}, static_cast<uint64_t>(i));
+                return grads;
+            };
+            Buffer params(size * dtype_bytes(dtype));
+            Optimizer whole(table, optimizing, params.tensor(dtype), MatmulMath::f32);
+            init_params(table, whole.master(), 1);
+            whole.publish_master();
+            for (uint64_t step = 0; step < 3; ++step) {
+                const std::vector<float> grads = grads_of(step);
+                whole.step(tensor_of(grads.data(), size), 1e-2, 3.0);
+            }
+            for (int rank = 0; rank < 3; ++rank) {
+                SCOPED_TRACE(cat({muon ? "Muon " : "AdamW ", dtype_name(dtype), " rank ", rank}));
+                const Sharding sharding(table, muon, 3, 3);
+                FakeComm comm(rank, 3);
+                Buffer own(sharding.own_size(rank) * dtype_bytes(dtype));
+                Optimizer part(table, optimizing, sharding.held(own.tensor(dtype), rank, 3), MatmulMath::f32,
+                               sharding, comm);
+                init_params(table, part.master_part(), 1);
+                part.publish_master();
+                for (uint64_t step = 0; step < 3; ++step) {
+                    const std::vector<float> grads = grads_of(step);
+                    part.step(ArenaPart(tensor_of(grads.data(), size), sharding.own(rank), true), 1e-2, 3.0);
+                }
+                const std::pair<ArenaPart, Tensor> pairs[] = {{part.params_part(), params.tensor(dtype)},
+                                                              {part.master_part(), whole.master()},
+                                                              {part.moment1_part(), whole.moment1()},
+                                                              {part.moment2_part(), whole.moment2()}};
+                bool cut = false;
+                for (const ParamInfo& row : table.rows()) {
+                    for (const auto& [parts, all] : pairs) {
+                        parts.for_each_piece(row.offset, row.offset + row.size(),
+                                             [&](Tensor piece, int64_t at) {
+                                                 const Tensor expected = all.rows(at, piece.size());
+                                                 EXPECT_EQ(std::memcmp(piece.data, expected.data,
+                                                                       static_cast<size_t>(piece.bytes())),
+                                                           0)
+                                                     << row.hf_name << " from " << at;
+                                                 cut = cut || piece.size() < row.size();
+                                             });
+                    }
+                }
+                EXPECT_TRUE(cut) << "the case must cut a row";
+            }
+        }
+    }
+}

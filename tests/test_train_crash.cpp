@@ -1,6 +1,6 @@
 // Runs that are killed, again and again, at random moments: what is the newest checkpoint can always be read,
-// and the run that comes through in the end has the bits of one that nobody disturbed. INGOT_KILLS says how
-// often (make test-full: 200).
+// and the run that comes through in the end, on whatever numbers of ranks and at whatever ZeRO stages, has
+// the bits of one that nobody disturbed. INGOT_KILLS says how often (make test-full: 200).
 #include <cstdlib>
 #include <random>
 
@@ -18,8 +18,10 @@ protected:
         return {"--steps",  "40",  "--seq-len", "16", "--micro-batch",      "2", "--batch-tokens", "128",
                 "--device", "cpu", "--threads", "1",  "--checkpoint-every", "2", "--keep",         "2"};
     }
-    static Outcome train_on(int ranks, const std::string& out, const RunOptions& options_of_run) {
-        const std::vector<std::string> all = flags(out, options());
+    static Outcome train_on(int ranks, const std::string& out, const RunOptions& options_of_run,
+                            int zero = 0) {
+        std::vector<std::string> all = flags(out, options());
+        all.insert(all.end(), {"--zero", std::to_string(zero)});
         return ranks == 1 ? run_program("train", all, options_of_run)
                           : run_ranks(ranks, "train", all, options_of_run);
     }
@@ -78,9 +80,10 @@ TEST_F(TrainCrash, NothingIsLost) {
         // Undisturbed at the end; a bit is flipped where another checkpoint is there to go back to.
         Blow blow = kills < num_kills ? static_cast<Blow>(1 + below(5)) : Blow::none;
         if (blow == Blow::flipped_bit && num_checkpoints(out) < 2) blow = Blow::while_writing;
+        const int zero = static_cast<int>(below(4));
         const double moment = 1e-3 * static_cast<double>(below(ranks == 1 ? 400 : 1500));
-        SCOPED_TRACE(cat(
-            {"kill ", kills, " of kind ", static_cast<int>(blow), ", ", ranks, " ranks, ", moment, " s"}));
+        SCOPED_TRACE(cat({"kill ", kills, " of kind ", static_cast<int>(blow), ", ", ranks, " ranks, stage ",
+                          zero, ", ", moment, " s"}));
 
         const bool flipped = blow == Blow::flipped_bit;
         if (flipped) {
@@ -113,7 +116,7 @@ TEST_F(TrainCrash, NothingIsLost) {
                 return false;
             };
         }
-        const Outcome outcome = train_on(ranks, out, how);
+        const Outcome outcome = train_on(ranks, out, how, zero);
         wait_until_gone(out);
         const bool done = outcome.exit_code == 0;
         ++counts[static_cast<int>(blow)];

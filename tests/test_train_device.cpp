@@ -44,9 +44,26 @@ TEST_F(TrainDevice, StepsAreLoggedInOrderAndRefusedOnesCounted) {
 
 TEST_F(TrainDevice, ADeadRunOnADeviceSavesNothingMore) {
     const std::string out = fresh();
-    const Outcome run = train(out, {"--device", "simt", "--lr", "1000", "--weight-decay", "1000",
-                                    "--schedule", "constant", "--seq-len", "4", "--micro-batch", "1",
-                                    "--steps", "300", "--checkpoint-every", "1", "--keep", "1"});
+    const Outcome run = train(out, {"--device",
+                                    "simt",
+                                    "--lr",
+                                    "1000",
+                                    "--weight-decay",
+                                    "1000",
+                                    "--schedule",
+                                    "constant",
+                                    "--seq-len",
+                                    "4",
+                                    "--micro-batch",
+                                    "1",
+                                    "--steps",
+                                    "300",
+                                    "--checkpoint-every",
+                                    "1",
+                                    "--keep",
+                                    "1",
+                                    "--rewind-after",
+                                    "0"});
     EXPECT_EQ(run.exit_code, 1) << run.err;
     EXPECT_NE(run.error_line().find("100 steps were all skipped"), std::string::npos) << run.err;
     int64_t last_applied = 0;

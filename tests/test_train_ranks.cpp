@@ -1,48 +1,16 @@
 // build/train under mpirun: the same bits on any number of ranks, resumed on any other, stopped and refused
 // as one.
+#include <sys/ptrace.h>
+
 #include "core/error.h"
 #include "core/log.h"
 #include "core/stop.h"
-#include "tests/run_ranks.h"
-#include "tests/toy_run.h"
+#include "model/checkpoint.h"
+#include "tests/rank_run.h"
 
 namespace {
 
-class TrainRanks : public ToyRun {
-protected:
-    void SetUp() override {
-        if (mpirun_path().empty()) GTEST_SKIP() << "no mpirun";
-    }
-    // Six micro-batches a step: for four ranks 1, 2, 1 and 2 of them.
-    static std::vector<std::string> with(const std::vector<std::string>& more) {
-        std::vector<std::string> changes = {"--steps",       "6",   "--seq-len",      "16",
-                                            "--micro-batch", "2",   "--batch-tokens", "192",
-                                            "--device",      "cpu", "--threads",      "1"};
-        changes.insert(changes.end(), more.begin(), more.end());
-        return changes;
-    }
-    static Outcome train_on(int num_ranks, const std::string& out, const std::vector<std::string>& more = {},
-                            const RunOptions& options = {}) {
-        const std::vector<std::string> all = flags(out, with(more));
-        return num_ranks == 0 ? run_program("train", all, options)
-                              : run_ranks(num_ranks, "train", all, options);
-    }
-    // What a run's steps were, without their times.
-    static std::vector<std::string> steps_of(const std::string& out) {
-        std::vector<std::string> steps;
-        for (auto line : log_lines(out, "")) {
-            for (const char* key : {"ms", "tokens_per_s", "mfu", "peak_rss_bytes", "plan_bytes"})
-                line.erase(key);
-            steps.push_back(line.dump());
-        }
-        return steps;
-    }
-    static int64_t count(const std::string& text, const std::string& word) {
-        int64_t found = 0;
-        for (size_t at = text.find(word); at != std::string::npos; at = text.find(word, at + 1)) ++found;
-        return found;
-    }
-};
+class TrainRanks : public RankRun {};
 
 }  // namespace
 
@@ -131,7 +99,8 @@ TEST_F(TrainRanks, RefusalsAreOneLineOfOneRank) {
     expect_refused(train_on(3, out, {"--batch-tokens", "64"}), "more ranks than micro-batches in a step");
     expect_refused(train_on(5, out), "--deterministic-reduce: expected at least 5, got 4");
     expect_refused(train_on(2, out, {"--lerning-rate", "1"}), "lerning-rate");
-    expect_refused(train_on(2, out, {"--device", "simt"}), "several ranks train on CPUs only so far");
+    expect_refused(train_on(2, out, {"--device", "simt"}),
+                   "several ranks and shards train on CPUs only so far");
     EXPECT_FALSE(path_exists(out));
 
     // A damaged checkpoint without another to go back to: rank 0 alone reads it.
@@ -159,10 +128,43 @@ TEST_F(TrainRanks, RanksWithOtherFlagsAreNamed) {
     EXPECT_NE(outcome.err.find("got lr = 0.01"), std::string::npos) << outcome.err;
 }
 
+// Hosts with another build, or with other shards under the same name.
+TEST_F(TrainRanks, RanksWithAnotherProgramOrOtherDataAreNamed) {
+    const std::string other = path("train-of-another-build");
+    std::filesystem::copy_file(program_path("train"), other);
+    std::ofstream(other, std::ios::app | std::ios::binary) << "x";
+    const std::string out = fresh();
+    std::vector<std::string> words = {"1", program_path("train")};
+    for (const std::string& word : flags(out, with({}))) words.push_back(word);
+    words.insert(words.end(), {":", "-np", "1", other});
+    for (const std::string& word : flags(out, with({}))) words.push_back(word);
+    const auto expect_named = [&](const Outcome& outcome, const std::string& what) {
+        EXPECT_EQ(outcome.exit_code, 2) << outcome.err;
+        EXPECT_NE(outcome.err.find("error: " + what + " differs between ranks: rank 1 on "),
+                  std::string::npos)
+            << outcome.err;
+        EXPECT_EQ(count(outcome.err, "error: "), 1) << outcome.err;
+        EXPECT_FALSE(outcome.timed_out);
+    };
+    expect_named(run_mpirun(words), "the program");
+
+    const std::string here = path("host-a"), there = path("host-b");
+    for (const std::string& host : {here, there}) make_directories(host);
+    std::filesystem::create_directory_symlink(path("shards"), here + "/data");
+    ToyCorpus::write(there + "/data", 2);
+    words = {"1", "--wdir", here, program_path("train")};
+    const std::vector<std::string> relative = with({"--train-data", "data/train_*.bin"});
+    for (const std::string& word : flags(out, relative)) words.push_back(word);
+    words.insert(words.end(), {":", "-np", "1", "--wdir", there, program_path("train")});
+    for (const std::string& word : flags(out, relative)) words.push_back(word);
+    expect_named(run_mpirun(words), "the training data");
+}
+
 // Who dies or is stopped in the middle of a run is named, the job ends, and the next one goes on from the
 // newest checkpoint to the same end.
 TEST_F(TrainRanks, ADeadOrSilentRankEndsTheJobByName) {
-    const std::vector<std::string> changes = {"--steps", "30", "--checkpoint-every", "4", "--watchdog", "3"};
+    const std::vector<std::string> changes = {"--steps", "300",        "--checkpoint-every",
+                                              "20",      "--watchdog", "3"};
     const std::string whole = weights(train_on(0, fresh(), changes));
     for (const auto& [victim, signal, words] : {std::tuple{1, SIGKILL, "has died"},
                                                 {2, SIGSTOP, "has been silent for"},
@@ -172,7 +174,8 @@ TEST_F(TrainRanks, ADeadOrSilentRankEndsTheJobByName) {
         const auto step_6 = log_contains(out, "\"step\":6,");
         bool sent = false;
         const auto strike = [&, victim = victim, signal = signal] {
-            if (!sent && step_6()) {
+            // Checkpoints are written while steps go on.
+            if (!sent && step_6() && !newest_checkpoint(out).empty()) {
                 const pid_t pid = pid_of_rank(victim, out);
                 sent = pid > 0 && kill(pid, signal) == 0;
             }
@@ -193,6 +196,38 @@ TEST_F(TrainRanks, ADeadOrSilentRankEndsTheJobByName) {
         const Outcome rest = train_on(2, out, changes);
         EXPECT_NE(rest.err.find("resuming from"), std::string::npos) << rest.err;
         EXPECT_EQ(weights(rest), whole);
+    }
+}
+
+// A rank whose heartbeat goes on while its main thread does not: a debugger has it. All stages, for with 3
+// the others wait for it in the middle of their own passes.
+TEST_F(TrainRanks, AHangingRankEndsTheJobByName) {
+    for (const auto& [victim, zero] : {std::pair{1, "0"}, {2, "3"}, {0, "1"}}) {
+        SCOPED_TRACE(cat({"rank ", victim, ", stage ", zero}));
+        const std::string out = fresh();
+        const auto step_6 = log_contains(out, "\"step\":6,");
+        pid_t held = 0;
+        const auto hold = [&, victim = victim] {
+            if (held == 0 && step_6()) {
+                const pid_t pid = pid_of_rank(victim, out);
+                if (pid > 0 && ptrace(PTRACE_SEIZE, pid, nullptr, nullptr) == 0 &&
+                    ptrace(PTRACE_INTERRUPT, pid, nullptr, nullptr) == 0)
+                    held = pid;
+            }
+            // Its launcher hears of its end only when its debugger has.
+            if (held > 0) waitpid(held, nullptr, __WALL | WNOHANG);
+            return false;
+        };
+        const double start = seconds_now();
+        const Outcome outcome = train_on(3, out, {"--steps", "3000", "--watchdog", "2", "--zero", zero},
+                                         {.signal = SIGURG, .signal_when = hold});
+        ASSERT_GT(held, 0) << outcome.err;
+        EXPECT_NE(outcome.exit_code, 0);
+        EXPECT_FALSE(outcome.timed_out);
+        EXPECT_LT(seconds_now() - start, 30) << "too late";
+        EXPECT_NE(outcome.err.find(cat({"error: rank ", victim, " on "})), std::string::npos) << outcome.err;
+        EXPECT_NE(outcome.err.find("keeps the others waiting for 2 s"), std::string::npos) << outcome.err;
+        EXPECT_EQ(count(outcome.err, "error: "), 1) << outcome.err;
     }
 }
 
