@@ -364,6 +364,7 @@ int body(Comm& comm, int argc, char** argv) {
         if (sample_due) sample();
     }
     watchdog.enter(Phase::end, state.step);
+    weights.settle();  // nothing may be on its way into memory that goes
     steps.finish();
     checkpoints.finish();
     progress.finish();

@@ -106,8 +106,9 @@ public:
     void abort_all(const std::string& line, int exit_code) override {
         // All ranks see most mistakes at once. One line is enough: the others would be late with theirs.
         // The launcher ends them, first by a signal that a program may take for a wish to stop.
+        const bool asked_before = stop_asked();
         for (int i = 0; rank_ != 0 && i < 50; ++i) {
-            if (stop_signal() == SIGTERM) _exit(exit_code);
+            if (!asked_before && stop_signal() == SIGTERM) _exit(exit_code);
             usleep(100'000);
         }
         const std::string from = rank_ == 0 ? "" : cat({"  (rank ", rank_, " on ", host(rank_), ")"});
