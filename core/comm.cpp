@@ -64,15 +64,18 @@ std::string broadcast_text(Comm& comm, const std::string& text, int root) {
     return result;
 }
 
-void require_same(Comm& comm, const std::string& what, const std::string& value, const std::string& hint) {
-    const std::string expected = broadcast_text(comm, value, 0);
+int first_rank_that_differs(Comm& comm, const std::string& value) {
     std::vector<double> differs(static_cast<size_t>(comm.size()));
-    differs[static_cast<size_t>(comm.rank())] = value != expected;
+    differs[static_cast<size_t>(comm.rank())] = value != broadcast_text(comm, value, 0);
     comm.all_reduce_sum(tensor_of(differs.data(), comm.size()));
     const auto first = std::find(differs.begin(), differs.end(), 1.0);
-    if (first == differs.end()) return;
-    const int rank = static_cast<int>(first - differs.begin());
-    std::istringstream ours(expected), theirs(broadcast_text(comm, value, rank));
+    return first == differs.end() ? -1 : static_cast<int>(first - differs.begin());
+}
+
+void require_same(Comm& comm, const std::string& what, const std::string& value, const std::string& hint) {
+    const int rank = first_rank_that_differs(comm, value);
+    if (rank < 0) return;
+    std::istringstream ours(broadcast_text(comm, value, 0)), theirs(broadcast_text(comm, value, rank));
     std::string our_line, their_line;
     while (our_line == their_line && (ours || theirs)) {
         if (!std::getline(ours, our_line)) our_line = "(nothing)";

@@ -89,6 +89,8 @@ std::unique_ptr<Comm> make_self_comm();
 
 // The root's text, on every rank.
 std::string broadcast_text(Comm& comm, const std::string& text, int root);
+// The first rank whose `value` is not rank 0's; -1: all have the same. On every rank.
+int first_rank_that_differs(Comm& comm, const std::string& value);
 // InputError on every rank when `value` is not the same on all: names `what`, the first rank that differs
 // from rank 0, and the first line that does.
 void require_same(Comm& comm, const std::string& what, const std::string& value, const std::string& hint);

@@ -10,13 +10,15 @@
 RunStart start_run(Comm& comm, const std::string& out, const std::string& model_directory,
                    const ParamTable& table, const ModelConfig& config, uint64_t seed, Optimizer& optimizer) {
     RunStart start;
+    comm.barrier();  // by now rank 0 has taken it
+    const std::string lock = out + "/.lock";
+    if (!path_exists(lock))
+        fail_input({.what = "this rank does not see the run directory",
+                    .where = cat({out, " on ", comm.host(comm.rank())}),
+                    .expected = cat({lock, ", which rank 0 holds"}),
+                    .hint = "--out must lie on storage that all hosts share"});
     start.checkpoint = broadcast_text(comm, comm.rank() == 0 ? verify_newest_checkpoint(out) : "", 0);
     if (!start.checkpoint.empty()) {
-        if (!path_exists(start.checkpoint))
-            fail_input({.what = "this rank does not see the run's checkpoints",
-                        .where = cat({start.checkpoint, " on ", comm.host(comm.rank())}),
-                        .expected = "the directory that rank 0 has found there",
-                        .hint = "--out must lie on storage that all hosts share"});
         start.state = load_verified_checkpoint(start.checkpoint, table, config, optimizer);
         return start;
     }
@@ -31,15 +33,9 @@ RunStart start_run(Comm& comm, const std::string& out, const std::string& model_
 
 void check_equal_weights(Comm& comm, const ParamTable& table, Tensor weights, int64_t step) {
     if (comm.size() == 1) return;
-    const std::string own = weights_hash(table, weights), expected = broadcast_text(comm, own, 0);
-    std::vector<double> differs(static_cast<size_t>(comm.size()));
-    differs[static_cast<size_t>(comm.rank())] = own != expected;
-    comm.all_reduce_sum(tensor_of(differs.data(), comm.size()));
-    for (int rank = 0; rank < comm.size(); ++rank) {
-        CHECK(differs[static_cast<size_t>(rank)] == 0,
-              cat({"after step ", step, " rank ", rank, " on ", comm.host(rank),
-                   " has other weights than rank 0 on ", comm.host(0)}));
-    }
+    const int rank = first_rank_that_differs(comm, weights_hash(table, weights));
+    CHECK(rank < 0, cat({"after step ", step, " rank ", rank, " on ", rank < 0 ? "" : comm.host(rank),
+                         " has other weights than rank 0 on ", comm.host(0)}));
 }
 
 std::string program_hash() { return sha256_file("/proc/self/exe"); }

@@ -8,9 +8,9 @@
 #include "model/optimizer.h"
 #include "model/params.h"
 
-// The state of a run, from where rank 0 has found it: the newest whole checkpoint of OUT, whose hashes it
-// verifies while the others wait, or the model that the run begins with. Every rank loads its own part into
-// the optimizer. `seed` is that of presets' weights; model_directory "": a preset.
+// The state of a run, from where rank 0, which has locked OUT, has found it: the newest whole checkpoint of
+// OUT, whose hashes it verifies while the others wait, or the model that the run begins with. Every rank
+// loads its own part into the optimizer. `seed` is that of presets' weights; model_directory "": a preset.
 struct RunStart {
     TrainerState state;
     std::string checkpoint;  // "" where the run begins

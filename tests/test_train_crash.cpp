@@ -1,6 +1,8 @@
 // Runs that are killed, again and again, at random moments: what is the newest checkpoint can always be read,
 // and the run that comes through in the end, on whatever numbers of ranks and at whatever ZeRO stages, has
 // the bits of one that nobody disturbed. INGOT_KILLS says how often (make test-full: 200).
+#include <sys/file.h>
+
 #include <cstdlib>
 #include <random>
 
@@ -42,6 +44,16 @@ protected:
         for (int i = 0; i < 3000 && !processes_of(out).empty(); ++i)
             std::this_thread::sleep_for(std::chrono::milliseconds(10));
         EXPECT_TRUE(processes_of(out).empty()) << "ranks outlive their launcher";
+    }
+    // Whether a job has the run directory, so all its ranks are through MPI's start. mpirun of Open MPI 4.1.4
+    // waits for ever when a rank of any program dies within that (PMIX ERROR: UNREACHABLE; 2 of 357 kills of
+    // test_comm).
+    static bool has_begun(const std::string& out) {
+        const int fd = open((out + "/.lock").c_str(), O_RDONLY | O_CLOEXEC);
+        if (fd < 0) return false;
+        const bool held = flock(fd, LOCK_SH | LOCK_NB) != 0;
+        close(fd);
+        return held;
     }
     static bool is_writing(const std::string& out) {
         if (!path_exists(out)) return false;
@@ -95,7 +107,8 @@ TEST_F(TrainCrash, NothingIsLost) {
         const double start = seconds_now();
         bool struck = false;
         const auto due = [&] {
-            return blow == Blow::while_writing ? is_writing(out) : seconds_now() - start > moment;
+            if (blow == Blow::while_writing) return is_writing(out);
+            return seconds_now() - start > moment && (blow != Blow::rank || ranks == 1 || has_begun(out));
         };
         if (blow != Blow::flipped_bit && blow != Blow::none) {
             how.signal = SIGKILL;  // of mpirun, or of the only rank

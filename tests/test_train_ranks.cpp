@@ -128,8 +128,8 @@ TEST_F(TrainRanks, RanksWithOtherFlagsAreNamed) {
     EXPECT_NE(outcome.err.find("got lr = 0.01"), std::string::npos) << outcome.err;
 }
 
-// Hosts with another build, or with other shards under the same name.
-TEST_F(TrainRanks, RanksWithAnotherProgramOrOtherDataAreNamed) {
+// Hosts with another build, with other shards under the same name, or without the run directory.
+TEST_F(TrainRanks, RanksWithAnotherProgramDataOrDirectoryAreNamed) {
     const std::string other = path("train-of-another-build");
     std::filesystem::copy_file(program_path("train"), other);
     std::ofstream(other, std::ios::app | std::ios::binary) << "x";
@@ -158,6 +158,18 @@ TEST_F(TrainRanks, RanksWithAnotherProgramOrOtherDataAreNamed) {
     words.insert(words.end(), {":", "-np", "1", "--wdir", there, program_path("train")});
     for (const std::string& word : flags(out, relative)) words.push_back(word);
     expect_named(run_mpirun(words), "the training data");
+
+    // An --out that is not one and the same directory: said before anything is trained.
+    words = {"1", "--wdir", here, program_path("train")};
+    for (const std::string& word : flags("apart", with({}))) words.push_back(word);
+    words.insert(words.end(), {":", "-np", "1", "--wdir", there, program_path("train")});
+    for (const std::string& word : flags("apart", with({}))) words.push_back(word);
+    const Outcome apart = run_mpirun(words);
+    EXPECT_EQ(apart.exit_code, 2) << apart.err;
+    EXPECT_NE(apart.err.find("error: this rank does not see the run directory: apart on "), std::string::npos)
+        << apart.err;
+    EXPECT_EQ(count(apart.err, "error: "), 1) << apart.err;
+    EXPECT_FALSE(path_exists(here + "/apart/log.jsonl"));
 }
 
 // Who dies or is stopped in the middle of a run is named, the job ends, and the next one goes on from the
